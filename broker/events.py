@@ -176,5 +176,16 @@ NATIVE: tuple[type[Event], ...] = (
 )
 """Every event type, in the order of the documentation."""
 
-AGENT: tuple[type[Event], ...] = (Message, Progress, Sources, Reasoning, Token, ToolCall, ToolResult, Data, Final)
+AGENT: tuple[type[Event], ...] = (
+    Message,
+    Progress,
+    Sources,
+    Reasoning,
+    Token,
+    ToolCall,
+    ToolResult,
+    Data,
+    Final,
+    Error,
+)
 """What an agent may yield; the others are the broker's."""

@@ -51,3 +51,10 @@ class Cursor(NamedTuple):
 
 def new_request_id() -> str:
     return secrets.token_hex(16)
+
+
+class Owner(NamedTuple):
+    """Whose run it is. To everyone else the run does not exist."""
+
+    tenant: str
+    subject: str

@@ -1,12 +1,30 @@
-"""Executes runs. What an agent needs is here: `Run`, `Checkpoint` and the events that it may yield."""
+"""Executes runs. What an agent needs is here: `Run`, `Checkpoint` and the events."""
 
-from broker.events import Data, Event, Final, Message, Progress, Reasoning, Sources, Token, ToolCall, ToolResult
+from broker.events import (
+    Attempt,
+    Cancelled,
+    Data,
+    Error,
+    Event,
+    Final,
+    Message,
+    Progress,
+    Reasoning,
+    Sources,
+    Start,
+    Token,
+    ToolCall,
+    ToolResult,
+)
 from worker.agent import Agent, Checkpoint, Run
 
 __all__ = [
     "Agent",
+    "Attempt",
+    "Cancelled",
     "Checkpoint",
     "Data",
+    "Error",
     "Event",
     "Final",
     "Message",
@@ -14,6 +32,7 @@ __all__ = [
     "Reasoning",
     "Run",
     "Sources",
+    "Start",
     "Token",
     "ToolCall",
     "ToolResult",

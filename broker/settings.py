@@ -1,0 +1,181 @@
+"""The settings: `BROKER_…` variables, read once, typed and checked. docs/settings.md is their table."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from broker.errors import Misconfigured
+
+MIN_SECRET_BYTES = 32
+_AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_AGENT_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+BUILT_IN_AGENTS = ("research",)
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Every setting with its default. Seconds are floats; `None` and empty mean off."""
+
+    model_config = SettingsConfigDict(env_prefix="BROKER_", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    redis_url: str = Field("redis://127.0.0.1:6379", description="The Redis that holds the runs.")
+    queue_redis_url: str | None = Field(None, description="The Redis that holds the queue; the same by default.")
+
+    auth: Literal["jwt", "none"] = Field(
+        "jwt", description="`jwt` needs a key; `none` is for loopback only, and everyone is one owner."
+    )
+    jwt_secret: SecretStr | None = Field(
+        None, description=f"Key for HS256, HS384 and HS512; at least {MIN_SECRET_BYTES} bytes."
+    )
+    jwt_jwks_url: str | None = Field(None, description="Where the public keys for RS…, PS…, ES… and EdDSA are.")
+    jwt_algorithms: CommaSeparated = Field(
+        (), description="Accepted algorithms. Default: HS256 with a secret, RS256 and ES256 with a JWKS."
+    )
+    jwt_audience: str = Field("stream-broker", description="The `aud` that a token must have.")
+    jwt_issuer: str = Field("stream-broker", description="The `iss` that a token must have, exactly.")
+    jwt_tenant_claim: str = Field("tenant", description="The claim with the tenant; without it, `sub` is the tenant.")
+    jwt_leeway_seconds: float = Field(10, ge=0, le=300, description="Tolerance for `exp`, `nbf` and `iat`.")
+
+    heartbeat_seconds: float = Field(15, ge=0.1, description="An idle stream gets bytes at least this often.")
+    lease_seconds: float = Field(15, ge=1, description="How long a worker's claim holds without renewal.")
+    retention_seconds: float = Field(86400, ge=1, description="How long a finished run can be read.")
+    max_attempts: int = Field(3, ge=1, description="Attempts of a run that may be lost before it fails.")
+    max_run_seconds: float = Field(3600, gt=0, description="Limit of a run, from its first claim, over all attempts.")
+    max_jobs: int = Field(100, ge=1, description="Runs at once in one worker.")
+    send_timeout_seconds: float = Field(30, gt=0, description="A client that reads nothing for this long is cut.")
+    max_stream_seconds: float | None = Field(None, gt=0, description="Streams are cut after this time; off by default.")
+    drain_delay_seconds: float = Field(1, ge=0, description="On SIGTERM: unready, but still accepting, for this long.")
+    grace_seconds: float = Field(30, ge=0, description="On SIGTERM a worker lets its runs end within this time.")
+
+    agents: CommaSeparated = Field((), description="Agents beside the built-in ones: `name=module:function`, …")
+    default_agent: str = Field("research", description="The agent of a submit that names none.")
+    docs: Path | None = Field(None, description="The folder that `research` reads.")
+    cors_origins: CommaSeparated = Field((), description="Origins of web pages that may call; none by default.")
+
+    @field_validator("jwt_algorithms", "agents", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("agents")
+    @classmethod
+    def _agents_are_targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            name, _, target = item.partition("=")
+            if not _AGENT_NAME.fullmatch(name) or not _AGENT_TARGET.fullmatch(target):
+                raise ValueError(f"{item!r} is not of the form name=module:function (names: a-z, 0-9, _, -)")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com")
+        return value
+
+    @field_validator("redis_url", "queue_redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://", "fakeredis://")):
+            raise ValueError("use redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _default_agent_exists(self) -> Settings:
+        if self.default_agent not in self.agent_names:
+            raise ValueError(f"BROKER_DEFAULT_AGENT={self.default_agent!r} is not one of {', '.join(self.agent_names)}")
+        return self
+
+    @property
+    def agent_targets(self) -> dict[str, str]:
+        """The agents that the user registered: name -> `module:function`."""
+        return dict(item.split("=", 1) for item in self.agents)
+
+    @property
+    def agent_names(self) -> tuple[str, ...]:
+        return (*BUILT_IN_AGENTS, *(name for name in self.agent_targets if name not in BUILT_IN_AGENTS))
+
+    @property
+    def queue_url(self) -> str:
+        return self.queue_redis_url or self.redis_url
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The accepted JWT algorithms, the default resolved."""
+        if self.jwt_algorithms:
+            return self.jwt_algorithms
+        return (("HS256",) if self.jwt_secret else ()) + (("RS256", "ES256") if self.jwt_jwks_url else ())
+
+    def check_serving(self, host: str) -> None:
+        """Refuses to start a gateway that would be open or could accept no token. Raises Misconfigured."""
+        if self.auth == "none":
+            if not is_loopback(host):
+                raise Misconfigured(
+                    f"BROKER_AUTH=none serves loopback only, not {host!r}. Use --host 127.0.0.1, or BROKER_AUTH=jwt."
+                )
+            return
+        if self.jwt_secret is None and self.jwt_jwks_url is None:
+            raise Misconfigured(
+                "BROKER_AUTH=jwt needs a key: set BROKER_JWT_SECRET or BROKER_JWT_JWKS_URL "
+                "(or BROKER_AUTH=none, on loopback only)."
+            )
+        self.check_secret()
+
+    def check_secret(self) -> None:
+        """Raises Misconfigured where the HMAC key is shorter than its hash."""
+        hmac = [name for name in self.algorithms if name.startswith("HS")]
+        needed = max((int(name[2:]) // 8 for name in hmac), default=0)
+        if hmac and (self.jwt_secret is None or len(self.jwt_secret.get_secret_value().encode()) < needed):
+            raise Misconfigured(
+                f"BROKER_JWT_SECRET must have at least {needed} bytes for {', '.join(hmac)}. "
+                "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+            )
+
+    def redacted(self) -> dict[str, Any]:
+        """All settings as they may be printed: no secret, no password of a URL."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        for name in ("redis_url", "queue_redis_url", "jwt_jwks_url"):
+            values[name] = redact_url(values[name]) if values[name] else None
+        return {name: str(v) if isinstance(v, (Path, SecretStr)) else v for name, v in values.items()}
+
+
+def load() -> Settings:
+    """Reads the environment. Raises Misconfigured, which names the variable and what is wrong with it."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_input=False, include_url=False):
+            variable = "BROKER_" + str(item["loc"][0]).upper() + ": " if item["loc"] else ""
+            lines.append(variable + item["msg"].removeprefix("Value error, "))
+        raise Misconfigured("; ".join(lines)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, without a port) is this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def redact_url(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.password and not parts.username and not parts.query:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    user = parts.username or ""
+    secret = ":***" if parts.password else ""
+    return urlunsplit(parts._replace(netloc=f"{user}{secret}@{host}" if user or secret else host, query=""))
