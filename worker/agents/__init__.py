@@ -1,0 +1,35 @@
+"""The agents that a worker has: built in, and registered by BROKER_AGENTS."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from broker.errors import Misconfigured
+from broker.settings import Settings
+from worker.agent import Agent
+from worker.agents.research import make_research
+
+
+def load(settings: Settings) -> dict[str, Agent]:
+    """By name. Raises Misconfigured, which names the agent that cannot be loaded and why."""
+    agents: dict[str, Agent] = {"research": make_research(settings.docs)}
+    if settings.agents and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name, target in settings.agent_targets.items():
+        agents[name] = _import(name, target)
+    return agents
+
+
+def _import(name: str, target: str) -> Agent:
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise Misconfigured(f"BROKER_AGENTS: {name}: importing {module_name} failed: {error!r}") from error
+    agent = getattr(module, attribute, None)
+    if not callable(agent):
+        raise Misconfigured(f"BROKER_AGENTS: {name}: {module_name} has no function {attribute}")
+    found: Agent = agent
+    return found

@@ -1,0 +1,104 @@
+"""The gateway, wired: the one place where its parts meet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.routing import Route as StarletteRoute
+
+from broker.errors import BrokerError
+from broker.gateway import openapi
+from broker.gateway.access import Access
+from broker.gateway.auth import Principal, make_authenticator
+from broker.gateway.hub import Hub
+from broker.gateway.problems import on_broker_error, on_http_exception
+from broker.gateway.routes import Gateway, NativeApi, Operations, Route
+from broker.ids import Owner
+from broker.runs.connections import connect
+from broker.runs.queue import Queue
+from broker.runs.store import Runs
+from broker.settings import Settings
+
+COMMAND_CONNECTIONS = 4
+QUEUE_CONNECTIONS = 2
+_NOBODY = Principal(Owner("", ""), frozenset(), None)
+
+
+def make_app(settings: Settings) -> Starlette:
+    """The ASGI application; `app.state.gateway` has its parts."""
+    redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS)
+    subscriptions = connect(settings.redis_url, connections=1)
+    queue = Queue(settings.queue_url, connections=QUEUE_CONNECTIONS)
+    gateway = Gateway(
+        settings=settings,
+        runs=Runs(redis, queue, settings),
+        hub=Hub(redis, subscriptions, settings),
+        authenticate=make_authenticator(settings),
+    )
+    table = route_table(gateway)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        gateway.hub.start()
+        try:
+            yield
+        finally:
+            await gateway.hub.close()
+            await gateway.authenticate.close()
+            await queue.close()
+            for client in (redis, subscriptions):
+                await client.aclose(close_connection_pool=True)
+
+    middleware = [Middleware(Access)]
+    if settings.cors_origins:
+        middleware.append(_cors(settings.cors_origins))
+    app = Starlette(
+        routes=_starlette_routes(gateway, table),
+        middleware=middleware,
+        exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_exception},
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    return app
+
+
+def route_table(gateway: Gateway) -> list[Route]:
+    table: list[Route] = []
+    operations = Operations(gateway, document=lambda: openapi.document(table))
+    table += [*NativeApi(gateway).routes(), *operations.routes()]
+    return table
+
+
+def _starlette_routes(gateway: Gateway, table: list[Route]) -> list[StarletteRoute]:
+    """One for each path, so that a 405 names every method that the path takes."""
+    paths: dict[str, dict[str, Route]] = {}
+    for route in table:
+        paths.setdefault(route.path, {})[route.method] = route
+    return [_starlette_route(gateway, path, methods) for path, methods in paths.items()]
+
+
+def _starlette_route(gateway: Gateway, path: str, methods: dict[str, Route]) -> StarletteRoute:
+    async def endpoint(request: Request) -> Any:
+        route = methods["GET" if request.method == "HEAD" else request.method]
+        principal = _NOBODY if route.public else await gateway.authenticate(request.scope)
+        return await route.endpoint(request, principal)
+
+    return StarletteRoute(path, endpoint, methods=list(methods))
+
+
+def _cors(origins: tuple[str, ...]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
+        expose_headers=["Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"],
+        max_age=600,
+    )

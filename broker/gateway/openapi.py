@@ -1,0 +1,126 @@
+"""OpenAPI 3.1, made from the table of routes and the pydantic models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from broker import __version__
+from broker.gateway.api import Problem
+from broker.gateway.problems import MEDIA_TYPE
+from broker.gateway.routes import EVENT_STREAM, Route
+
+_PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Last-Event-ID": ("header", "Continue after this event.", {"type": "string"}),
+    "last_event_id": ("query", "The same, for clients that can set no header; the header wins.", {"type": "string"}),
+    "lastEventId": ("query", "The same again.", {"type": "string"}),
+    "Idempotency-Key": (
+        "header",
+        "The same key within the retention time is the same run.",
+        {"type": "string", "minLength": 1, "maxLength": 255},
+    ),
+    "wait": ("query", "Hold the answer until the run ends, at most this many seconds.", {"type": "number"}),
+    "Prefer": ("header", "`wait=N` does the same.", {"type": "string"}),
+    "If-None-Match": ("header", "Answer 304 while nothing has changed.", {"type": "string"}),
+    "limit": ("query", "Rows in a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
+    "cursor": ("query", "`next` of the page before.", {"type": "string"}),
+    "session_id": ("query", "Only the runs of this session.", {"type": "string"}),
+}
+_DESCRIPTIONS = {
+    200: "OK",
+    202: "Accepted",
+    204: "No content",
+    304: "Not modified",
+    400: "The request cannot be understood",
+    401: "No valid token",
+    403: "Not allowed here",
+    404: "No such run, or not yours",
+    405: "Wrong method",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    422: "A field is not acceptable",
+    500: "Something went wrong in the gateway",
+    503: "Redis is away, or this gateway is draining; try again",
+}
+_MEDIA = {EVENT_STREAM: EVENT_STREAM, "json": "application/json", "html": "text/html"}
+
+
+def document(routes: Iterable[Route]) -> dict[str, Any]:
+    routes = list(routes)
+    models: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
+    for route in routes:
+        for model in (*route.answers.values(), route.body):
+            if isinstance(model, type):
+                models[model.__name__] = model
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in models.values()], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Stream broker",
+            "version": __version__,
+            "description": "Runs of agents that outlive their connections. Every error is a problem document.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+        "security": [{"bearer": []}],
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
+        "summary": route.summary,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", route.path)
+        ]
+        + [
+            {"name": name, "in": where, "required": False, "description": text, "schema": schema}
+            for name, (where, text, schema) in ((name, _PARAMETERS[name]) for name in route.parameters)
+        ],
+        "responses": {str(status): _response(status, answer) for status, answer in _answers(route).items()},
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
+    if route.public:
+        operation["security"] = []
+    return operation
+
+
+def _answers(route: Route) -> dict[int, type[BaseModel] | str | None]:
+    errors = [500]
+    if not route.public:
+        errors += [400, 401, 403, 503]
+    if "{request_id}" in route.path:
+        errors += [404]
+    if route.body is not None:
+        errors += [413, 415, 422]
+    return {**route.answers, **dict.fromkeys(sorted(errors), Problem)}
+
+
+def _response(status: int, answer: type[BaseModel] | str | None) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
+    if answer is Problem:
+        response["content"] = {MEDIA_TYPE: {"schema": _ref(Problem)}}
+    elif isinstance(answer, str):
+        schema = {"type": "object"} if answer == "json" else {"type": "string"}
+        response["content"] = {_MEDIA[answer]: {"schema": schema}}
+    elif answer is not None:
+        response["content"] = {"application/json": {"schema": _ref(answer)}}
+    return response
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

@@ -1,0 +1,98 @@
+"""Pages of logs, encoded once for all clients that replay the same stretch at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from redis.asyncio import Redis
+
+from broker.events import Entry
+from broker.gateway.channel import SLICE_BYTES, Slice, View, chunk
+from broker.gateway.dialects import Projection
+from broker.ids import EventId
+from broker.runs import log
+
+CACHE_BYTES = 32 * 1024 * 1024
+
+
+class Damaged(Exception):
+    """A log that has not what its record promises: something in it was deleted."""
+
+
+_Key = tuple[str, tuple[str, bool], EventId]
+
+
+class Pages:
+    """Concurrent reads of the same page are one read; the last ones are kept, up to CACHE_BYTES."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._reads: dict[_Key, asyncio.Task[list[Slice]]] = {}
+        self._kept: OrderedDict[_Key, list[Slice]] = OrderedDict()
+        self._size = 0
+
+    async def after(self, view: View, position: EventId) -> list[Slice]:
+        """What the log has above `position`, which is below its end; at most log.PAGE entries.
+
+        Raises Damaged, and redis-py's exceptions.
+        """
+        key = (view.channel.request_id, view.key, position)
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            return kept
+        read = self._reads.get(key)
+        if read is None:
+            read = self._reads[key] = asyncio.create_task(self._read(key, view))
+            read.add_done_callback(lambda _: self._reads.pop(key, None))
+        return await asyncio.shield(read)
+
+    async def _read(self, key: _Key, view: View) -> list[Slice]:
+        request_id, _, position = key
+        entries = await log.read(self._redis, request_id, position)
+        check_contiguous(position, entries)
+        slices = encode(view.projection(), entries)
+        if slices:
+            self._kept[key] = slices
+            self._size += _size(slices)
+            while self._size > CACHE_BYTES:
+                self._size -= _size(self._kept.popitem(last=False)[1])
+        return slices
+
+    def forget(self, request_id: str) -> None:
+        """The run's log was rolled back, or has no readers any more."""
+        for key in [key for key in self._kept if key[0] == request_id]:
+            self._size -= _size(self._kept.pop(key))
+
+
+def check_contiguous(position: EventId, entries: list[Entry]) -> None:
+    """Raises Damaged where something is missing above `position`, or between entries (PROTOCOL 1.2)."""
+    if not entries:
+        raise Damaged(f"nothing above {position}")
+    previous = position
+    for entry in entries:
+        epoch, seq = entry.id
+        if seq != (previous.seq + 1 if epoch == previous.epoch else 1):
+            raise Damaged(f"{entry.id} follows {previous}")
+        previous = entry.id
+
+
+def encode(projection: Projection, entries: list[Entry]) -> list[Slice]:
+    """Frames in slices of about SLICE_BYTES, never a part of an event."""
+    slices: list[Slice] = []
+    frames: list[bytes] = []
+    size = 0
+    for entry in entries:
+        frame = projection.feed(entry)
+        frames.append(frame)
+        size += len(frame)
+        if size >= SLICE_BYTES or entry is entries[-1]:
+            data = b"".join(frames)
+            slices.append(Slice(entry.id, data, chunk(data)))
+            frames, size = [], 0
+    return slices
+
+
+def _size(slices: list[Slice]) -> int:
+    return sum(2 * len(part.data) for part in slices)

@@ -1,0 +1,79 @@
+"""Errors as RFC 9457 problem documents. Nothing in a body tells a foreign run from a missing one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker import errors
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[errors.BrokerError], int] = {
+    errors.BadRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.RunNotFound: 404,
+    errors.TooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.Invalid: 422,
+    errors.Unavailable: 503,
+}
+
+
+def status_of(error: errors.BrokerError) -> int:
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def problem_bytes(status: int, code: str, title: str, detail: str, fields: list[dict[str, str]] | None = None) -> bytes:
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    if fields:
+        body["errors"] = fields
+    return json.dumps(body, ensure_ascii=True).encode("ascii")
+
+
+def problem(error: errors.BrokerError) -> Response:
+    """The response for one of our errors."""
+    status = status_of(error)
+    headers = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="stream-broker"'
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "1"
+    body = problem_bytes(status, error.code, HTTPStatus(status).phrase, error.detail, error.errors)
+    return Response(body, status, headers, MEDIA_TYPE)
+
+
+async def on_broker_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.BrokerError)
+    return problem(error)
+
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_DETAILS = {
+    404: "There is nothing at this path. GET /openapi.json lists the routes.",
+    405: "This path does not take this method; the Allow header names those that it takes.",
+}
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    code = _CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    body = problem_bytes(status, code, HTTPStatus(status).phrase, _DETAILS.get(status, error.detail))
+    return Response(body, status, dict(error.headers or {}), MEDIA_TYPE)
+
+
+def internal() -> Response:
+    """For what nobody foresaw; what it was stands in the log only."""
+    detail = "Something went wrong here; the log of the gateway names it under this X-Request-Id."
+    return Response(problem_bytes(500, "internal", "Internal Server Error", detail), 500, None, MEDIA_TYPE)

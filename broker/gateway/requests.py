@@ -1,0 +1,142 @@
+"""What clients send, read with limits: bodies, cursors, preferences. Everything malformed is a BrokerError."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from broker.errors import BadCursor, BadRequest, Invalid, TooLarge, UnsupportedMediaType
+from broker.gateway.api import SubmitBody
+from broker.ids import Cursor
+from broker.runs.record import Submission
+from broker.settings import Settings
+
+MAX_BODY = 256 * 1024
+MAX_WAIT_SECONDS = 60.0
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+
+async def submission(request: Request, settings: Settings) -> Submission:
+    body = await _json(request)
+    if not isinstance(body, dict):
+        raise Invalid("The body must be a JSON object with at least a `query`.")
+    try:
+        parsed = SubmitBody.model_validate(body)
+    except ValidationError as error:
+        raise Invalid(_fields_text(error), errors=_fields(error)) from None
+    if parsed.cancel_if_unwatched is not None:
+        _refuse("cancel_if_unwatched", "This version cannot cancel unwatched runs; leave the field out.")
+    agent = parsed.agent if parsed.agent is not None else settings.default_agent
+    if agent not in settings.agent_names:
+        _refuse("agent", f"Unknown agent; this service has: {', '.join(settings.agent_names)}.")
+    return Submission(
+        query=parsed.query,
+        agent=agent,
+        session_id=parsed.session_id,
+        parameters=parsed.parameters,
+        metadata=parsed.metadata,
+    )
+
+
+def _refuse(field: str, message: str) -> NoReturn:
+    raise Invalid(f"{field}: {message}", errors=[{"field": field, "message": message}])
+
+
+async def _json(request: Request) -> Any:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("Send the body as JSON, with the header 'Content-Type: application/json'.")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise BadRequest(f"The body is not JSON{where}.") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _fields(error: ValidationError) -> list[dict[str, str]]:
+    return [
+        {
+            "field": ".".join(str(part) for part in item["loc"]).encode("ascii", "replace").decode(),
+            "message": item["msg"],
+        }
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _fields_text(error: ValidationError) -> str:
+    return "; ".join(f"{item['field']}: {item['message']}" for item in _fields(error))
+
+
+def cursor(request: Request) -> Cursor | None:
+    """`Last-Event-ID`, else `?last_event_id=`, else `?lastEventId=`; empty is none. Raises BadCursor."""
+    text = request.headers.get("last-event-id")
+    if text is None:
+        text = request.query_params.get("last_event_id") or request.query_params.get("lastEventId")
+    return Cursor.parse(text) if text else None
+
+
+def run_cursor(request: Request, request_id: str) -> Cursor | None:
+    """On a run's own route, where the long form must name that run."""
+    found = cursor(request)
+    if found and found.request_id not in (None, request_id):
+        raise BadCursor("This cursor belongs to another run.")
+    return found
+
+
+def submit_cursor(request: Request) -> Cursor | None:
+    """On a route that submits, where only the long form says which run is meant."""
+    found = cursor(request)
+    if found and found.request_id is None:
+        raise BadCursor("On this route a cursor is '<request_id>/<event id>', as the stream's ids are.")
+    return found
+
+
+def idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadRequest("An Idempotency-Key has 1 to 255 visible ASCII characters.")
+    return key
+
+
+def is_repeat(request: Request) -> bool:
+    """Whether an OpenAI SDK says that it sends this request again."""
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isdecimal() and int(count) > 0
+
+
+def wait_seconds(request: Request) -> tuple[float, bool]:
+    """(How long a poll may be held, whether `Prefer` asked for it): `?wait=` wins over `Prefer: wait=`."""
+    text = request.query_params.get("wait")
+    if text is not None:
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text, re.ASCII):
+            raise BadRequest("`wait` is a number of seconds.")
+        return min(float(text), MAX_WAIT_SECONDS), False
+    preference = _WAIT.search(request.headers.get("prefer", ""))
+    return (min(float(preference[1]), MAX_WAIT_SECONDS), True) if preference else (0.0, False)
+
+
+def limit(request: Request) -> int:
+    text = request.query_params.get("limit", "50")
+    if not re.fullmatch(r"[1-9]\d{0,2}", text, re.ASCII) or int(text) > 500:
+        raise BadRequest("`limit` is a number from 1 to 500.")
+    return int(text)
+
+
+def list_cursor(request: Request) -> str | None:
+    return request.query_params.get("cursor") or None

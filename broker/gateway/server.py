@@ -1,0 +1,140 @@
+"""uvicorn, with a drain that lets streams move on, and its connections within reach of the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from broker.gateway.problems import problem_bytes
+from broker.gateway.sinks import EXTENSION, TransportSink
+
+logger = logging.getLogger(__name__)
+
+SEND_BUFFER = 256 * 1024
+"""Bytes that the kernel keeps for a client that does not read; its own limit is 4 MB."""
+HEADER_TIMEOUT = 10.0
+"""Seconds that a new connection has for its first request's head; uvicorn has no such limit."""
+SHUTDOWN_SECONDS = 5
+
+
+class StreamProtocol(HttpToolsProtocol):
+    """Offers itself to the application as an extension of the scope (broker.gateway.sinks)."""
+
+    sink: TransportSink | None = None
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._header_timer = self.loop.call_later(HEADER_TIMEOUT, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+        if self.sink is not None:
+            self.sink.lost()
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        super().on_headers_complete()
+
+    def _disarm(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        scope: Any = cycle.scope
+        scope["extensions"] = {EXTENSION: self}
+        super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.sink is not None:
+            self.sink.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.sink is not None:
+            self.sink.resume()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn answers what it cannot parse in plain text; here every error is a problem document."""
+        body = problem_bytes(400, "bad_request", "Bad Request", msg)
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or SIGINT: `on_drain` at once, `on_cut` after the drain delay, then the end; twice: at once."""
+
+    def __init__(
+        self, config: uvicorn.Config, *, drain_delay: float, on_drain: Callable[[], None], on_cut: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._drain_delay = drain_delay
+        self._on_drain = on_drain
+        self._on_cut = on_cut
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would close its listener at once, and re-raise the signal at its end: the exit code is 0 here."""
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._signalled, sig)
+
+    def _signalled(self, sig: int) -> None:
+        if self._draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = True
+        logger.info("draining", extra={"signal": signal.Signals(sig).name, "delay": self._drain_delay})
+        self._on_drain()
+        asyncio.get_running_loop().call_later(self._drain_delay, self._cut)
+
+    def _cut(self) -> None:
+        self._on_cut()
+        self.should_exit = True
+
+
+def configure(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=StreamProtocol,
+        ws="none",
+        loop="auto",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        backlog=4096,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        h11_max_incomplete_event_size=64 * 1024,
+    )

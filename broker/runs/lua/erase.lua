@@ -1,0 +1,13 @@
+-- Erases a run and leaves a tombstone (5.4). Deletions first, so that it works when memory is full.
+-- ARGV 3 life of the tombstone (ms)
+-- OK | GONE
+local status = redis.call('HGET', RUN, 'status')
+if not status or status == 'erased' then
+  return {'GONE', '0-0', status or ''}
+end
+redis.call('UNLINK', LOG, RUN)
+redis.call('HSET', RUN, 'status', 'erased')
+redis.call('PEXPIRE', RUN, ARGV[3])
+redis.call(VERB, CHANNEL, '1 erased')
+redis.call(VERB, CHANNEL .. ':control', 'erased')
+return {'OK', '0-0', 'erased'}

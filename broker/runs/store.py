@@ -1,0 +1,222 @@
+"""Runs as a gateway uses them: submit, look up, list, cancel, erase."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Awaitable
+from typing import NamedTuple, cast
+
+from redis.asyncio import Redis
+
+from broker.errors import BadRequest, KeyReused, RunNotFound, Unavailable
+from broker.events import Cancelled, Entry, Start
+from broker.fold import Outcome, outcome
+from broker.ids import EventId, Owner, new_request_id
+from broker.runs import keys, log
+from broker.runs.connections import unavailable
+from broker.runs.queue import Queue
+from broker.runs.record import HEAD_FIELDS, LIVE, RECORD_FIELDS, Head, Record, Submission, parse_head, parse_record
+from broker.runs.scripts import Answer, IdempotencyClaim, Scripts, claim_key
+from broker.settings import Settings
+
+RETRY_WINDOW_MS = 60_000
+"""A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
+_HOUR_MS = 3_600_000
+
+
+class Accepted(NamedTuple):
+    request_id: str
+    session_id: str
+    status: str
+    joined: bool
+    """Whether the run was there before this submit."""
+
+
+class Page(NamedTuple):
+    records: list[Record]
+    next: str | None
+    """The cursor of the page after this one."""
+
+
+class Runs:
+    """All raise Unavailable when Redis is away."""
+
+    def __init__(self, redis: Redis, queue: Queue, settings: Settings) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._scripts = Scripts(redis)
+        self._retention_ms = int(settings.retention_seconds * 1000)
+        self._life_ms = self._retention_ms + int(settings.max_run_seconds * 1000) + _HOUR_MS
+
+    async def submit(
+        self, owner: Owner, submission: Submission, *, idempotency_key: str | None = None, repeated: bool = False
+    ) -> Accepted:
+        """Starts a run, or joins the one that answers this query or key (PROTOCOL 3).
+
+        Three steps that can each be repeated; whoever meets an unfinished submit does the rest of it. `repeated`
+        says that the client is sending again. Raises KeyReused where the key came with another body.
+        """
+        digest = submission.digest()
+        key = keys.idempotency(owner, "query" if idempotency_key is None else "key", idempotency_key or digest)
+        replace: IdempotencyClaim | None = None
+        with unavailable():
+            for _ in range(8):
+                claim = await claim_key(
+                    self._redis,
+                    key,
+                    replace=replace,
+                    request_id=new_request_id(),
+                    digest=digest,
+                    life_ms=self._life_ms,
+                )
+                if claim.digest != digest:
+                    raise KeyReused
+                accepted = await self._follow(owner, submission, key, claim)
+                if accepted and await self._answers(accepted, idempotency_key, repeated):
+                    return accepted
+                replace = claim
+        raise Unavailable("This query is being submitted and ended too often at once. Try again.")
+
+    async def _follow(self, owner: Owner, submission: Submission, key: str, claim: IdempotencyClaim) -> Accepted | None:
+        """Creates and enqueues the claim's run, or finds it there. None: it cannot answer, take another."""
+        request_id = claim.request_id
+        session_id = submission.session_id or _session_id(request_id)
+        await self._index(owner, session_id, claim)
+        start = Start(request_id=request_id, session_id=session_id).json_data()
+        fields = submission.fields(owner, session_id, claim.digest, key)
+        reply = await self._scripts.create(request_id, claim.claimed_at_ms, start, fields)
+        if reply.answer is Answer.STALE or reply.status == "erased":
+            return None
+        if reply.status == "queued" and reply.rest[0] == 0:
+            await self._queue.enqueue(request_id, 1, enqueues=0, now_ms=claim.claimed_at_ms)
+        return Accepted(request_id, session_id, reply.status, joined=reply.answer is Answer.EXISTS)
+
+    async def _answers(self, accepted: Accepted, idempotency_key: str | None, repeated: bool) -> bool:
+        """Whether the run may answer the submit: a query is answered by a run under way, a key by any."""
+        if not accepted.joined or accepted.status in LIVE or idempotency_key is not None:
+            return True
+        if not repeated or accepted.status != "completed":
+            return False
+        head = await self.head(accepted.request_id)
+        return (
+            head is not None
+            and head.finished_at_ms is not None
+            and (await self.now_ms() - head.finished_at_ms < RETRY_WINDOW_MS)
+        )
+
+    async def _index(self, owner: Owner, session_id: str, claim: IdempotencyClaim) -> None:
+        """Written before the record that it points to, and checked against it when read."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for index in (keys.runs_of(owner), keys.session_of(owner, session_id)):
+                pipe.zadd(index, {claim.request_id: claim.claimed_at_ms}, nx=True)
+                pipe.zremrangebyscore(index, "-inf", claim.claimed_at_ms - self._life_ms)
+                pipe.pexpire(index, self._life_ms)
+            await pipe.execute()
+
+    async def head(self, request_id: str) -> Head | None:
+        with unavailable():
+            return parse_head(await _hmget(self._redis, request_id, HEAD_FIELDS))
+
+    async def record(self, request_id: str) -> Record:
+        """Raises RunNotFound."""
+        with unavailable():
+            record = parse_record(request_id, await _hmget(self._redis, request_id, RECORD_FIELDS))
+        if record is None:
+            raise RunNotFound
+        return record
+
+    async def outcome(self, record: Record) -> Outcome:
+        """What the run has come to so far: from its `final` where that says it all, else folded from the log."""
+        result = record.result
+        if record.status == "completed" and result and result.get("answer") is not None:
+            return Outcome(result["answer"], result.get("citations", []), result.get("usage", {}), None)
+        with unavailable():
+            return outcome(await log.read_all(self._redis, record.request_id))
+
+    async def page(self, owner: Owner, *, session_id: str | None = None, cursor: str | None = None, limit: int) -> Page:
+        """The owner's runs, newest first. Raises BadRequest for a cursor that is not ours."""
+        index = keys.runs_of(owner) if session_id is None else keys.session_of(owner, session_id)
+        below = _parse_list_cursor(cursor) if cursor else None
+        with unavailable():
+            found = await self._index_page(index, below, limit)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for request_id, _ in found[:limit]:
+                    pipe.hmget(keys.run(request_id), RECORD_FIELDS)
+                rows = await pipe.execute()
+        records = [parse_record(request_id, row) for (request_id, _), row in zip(found, rows, strict=False)]
+        following = _list_cursor(*found[limit - 1]) if len(found) > limit else None
+        return Page([record for record in records if record], following)
+
+    async def _index_page(self, index: str, below: tuple[str, int] | None, limit: int) -> list[tuple[str, int]]:
+        """Up to limit + 1 (request_id, time) below a cursor, in falling order of (time, request_id)."""
+        offset, found = 0, list[tuple[str, int]]()
+        while len(found) <= limit:
+            rows = await self._redis.zrevrangebyscore(
+                index, below[1] if below else "+inf", "-inf", start=offset, num=limit + 1, withscores=True
+            )
+            offset += len(rows)
+            for member, score in rows:
+                item = (member.decode(), int(score))
+                if below is None or (item[1], item[0]) < (below[1], below[0]):
+                    found.append(item)
+            if len(rows) <= limit:
+                break
+        return found[: limit + 1]
+
+    async def cancel(self, request_id: str, reason: str) -> None:
+        """Closes the run at once, worker or no worker; one that has ended stays as it is. Raises RunNotFound."""
+        with unavailable():
+            reply = await self._scripts.close(
+                request_id,
+                kind="cancelled",
+                data=Cancelled(reason=reason).json_data(),
+                reason="cancelled",
+                token=secrets.token_hex(8),
+                retention_ms=self._retention_ms,
+            )
+        if reply.answer is Answer.GONE:
+            raise RunNotFound
+
+    async def erase(self, request_id: str) -> None:
+        """Raises RunNotFound."""
+        with unavailable():
+            reply = await self._scripts.erase(request_id, tombstone_ms=self._retention_ms)
+        if reply.answer is Answer.GONE:
+            raise RunNotFound
+
+    async def events(self, request_id: str, after: EventId, limit: int) -> list[Entry]:
+        with unavailable():
+            return await log.read(self._redis, request_id, after, limit)
+
+    async def now_ms(self) -> int:
+        """Redis' time."""
+        seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def ping(self) -> None:
+        with unavailable():
+            await self._redis.ping()
+
+
+async def _hmget(redis: Redis, request_id: str, fields: list[str]) -> list[bytes | None]:
+    return await cast("Awaitable[list[bytes | None]]", redis.hmget(keys.run(request_id), fields))
+
+
+def _session_id(request_id: str) -> str:
+    """A run without a session begins one; derived, so that a repeated submit says the same."""
+    return f"s-{request_id}"
+
+
+def _list_cursor(request_id: str, time_ms: int) -> str:
+    return base64.urlsafe_b64encode(f"{time_ms}:{request_id}".encode()).decode().rstrip("=")
+
+
+def _parse_list_cursor(cursor: str) -> tuple[str, int]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        time_ms, _, request_id = base64.urlsafe_b64decode(padded.encode("ascii")).decode("ascii").partition(":")
+        return request_id, int(time_ms)
+    except (binascii.Error, ValueError):
+        raise BadRequest("`cursor` is not one that this list gave out.") from None

@@ -1,0 +1,210 @@
+"""One attempt at a run: drives the agent, publishes what it yields, and ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple, cast
+
+from broker.events import AGENT, Error, Event, Final, Token, dumps
+from broker.ids import EventId
+from broker.runs.scripts import Lease
+from worker.agent import Agent, Checkpoint, Run
+from worker.publisher import Publisher, Stopped
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENT_BYTES = 64 * 1024
+MAX_LOG_EVENTS = 50_000
+MAX_LOG_BYTES = 64 * 1024 * 1024
+RESERVED_EVENTS = 16
+"""Room that is kept for `attempt` entries and a terminal (PROTOCOL 1.6)."""
+CLOSE_SECONDS = 5.0
+"""How long a cancelled agent may take to close."""
+
+
+class Refused(Exception):
+    """The agent did what ends its run with `error`; `code` and the message are for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.event = Error(code=code, message=message)
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended. `status` is the terminal's type, or what the log answered instead of taking it."""
+
+    status: str
+    events: int
+
+
+class Driver:
+    """Takes what the agent yields, checks it and puts it into the log. Once shut, it takes nothing more."""
+
+    def __init__(self, lease: Lease, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._lease = lease
+        self._events = int(lease.record["events"])
+        self._bytes = int(lease.record["bytes"])
+        self._tokens: list[str] = []
+        self.count = 0
+        self.shut = False
+
+    async def drive(self, agent: Agent, run: Run) -> Event:
+        """Runs the agent to its end. Returns the terminal event; raises Stopped when the log takes no more."""
+        try:
+            events = agent(run)
+            if not hasattr(events, "__anext__"):
+                if inspect.iscoroutine(events):
+                    events.close()
+                raise Refused("invalid_agent", "The agent is not an async generator function.")
+            return await self._consume(cast("AsyncGenerator[object, None]", events))
+        except Stopped:
+            raise
+        except Refused as refused:
+            logger.warning(
+                "an agent's run was refused",
+                extra={"request_id": run.request_id, "code": refused.event.code, "reason": str(refused)},
+            )
+            return refused.event
+        except Exception:
+            logger.exception("an agent failed", extra={"request_id": run.request_id, "attempt": run.attempt})
+            return Error(code="agent_failed", message="The agent failed; the log of the worker says why.")
+
+    async def _consume(self, events: AsyncGenerator[object, None]) -> Event:
+        async with contextlib.aclosing(events):
+            async for item in events:
+                if self.shut:
+                    raise asyncio.CancelledError
+                if isinstance(item, Checkpoint):
+                    self._checkpoint(item)
+                elif isinstance(item, Final):
+                    return self._final(item)
+                elif isinstance(item, Error):
+                    return item
+                else:
+                    await self._event(item)
+        return self._final(Final())
+
+    async def _event(self, item: object) -> None:
+        if not isinstance(item, AGENT):
+            raise Refused("invalid_event", f"The agent yielded {type(item).__name__}, which is not an event.")
+        data = _json(item)
+        if len(data) > MAX_EVENT_BYTES:
+            raise Refused("event_too_large", f"The agent yielded an event of {len(data)} bytes of {MAX_EVENT_BYTES}.")
+        self._events += 1
+        self._bytes += len(data)
+        if self._events > MAX_LOG_EVENTS - RESERVED_EVENTS or self._bytes > MAX_LOG_BYTES - 2 * MAX_EVENT_BYTES:
+            raise Refused("log_full", f"The run has {MAX_LOG_EVENTS} events or {MAX_LOG_BYTES} bytes, the most it may.")
+        if isinstance(item, Token):
+            self._tokens.append(item.text)
+        await self._publisher.put(item.type, data)
+        self.count += 1
+
+    def _checkpoint(self, item: Checkpoint) -> None:
+        try:
+            size = len(dumps(item.state))
+        except (TypeError, ValueError, RecursionError):
+            raise Refused("invalid_event", "The agent yielded a Checkpoint whose state is not JSON.") from None
+        if size > MAX_EVENT_BYTES:
+            raise Refused("event_too_large", f"The agent yielded a Checkpoint of {size} bytes of {MAX_EVENT_BYTES}.")
+        self._publisher.checkpoint(item.state)
+
+    def _final(self, final: Final) -> Final:
+        """Without an answer it gets the tokens'; an answer that only repeats many tokens is left to them."""
+        tokens = "".join(self._tokens)
+        if final.answer is None and tokens and self._lease.resume_from <= EventId(0, 1):
+            final = final.model_copy(update={"answer": tokens})
+        size = len(_json(final))
+        if size > MAX_EVENT_BYTES and final.answer == tokens:
+            final = final.model_copy(update={"answer": None})
+            size = len(_json(final))
+        if size > MAX_EVENT_BYTES:
+            raise Refused("event_too_large", f"The agent yielded a final of {size} bytes of {MAX_EVENT_BYTES}.")
+        return final
+
+
+def _json(event: Event) -> str:
+    try:
+        return event.json_data()
+    except (TypeError, ValueError, RecursionError):
+        raise Refused("invalid_event", f"The agent yielded a {event.type} that JSON cannot carry.") from None
+
+
+async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, stop: asyncio.Future[str]) -> Outcome:
+    """Runs the attempt until it has ended. `stop` is resolved by whoever closes the run from outside: `cancelled` and
+    `erased` by a client, `worker_stopped` by this worker, which then ends the run itself.
+    """
+    driver = Driver(lease, publisher)
+    publishing = asyncio.create_task(publisher.run())
+    driving = asyncio.create_task(driver.drive(agent, run))
+    try:
+        parties: list[asyncio.Future[Any]] = [publishing, driving, stop]
+        left = max(run.deadline - time.time(), 0)
+        await asyncio.wait(parties, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        terminal = await _terminal(run, driver, driving, publishing, stop)
+        if terminal is None:
+            return Outcome(_why(publisher, stop), driver.count)
+        await publisher.put(terminal.type, terminal.json_data())
+        await _finish(publisher, publishing)
+        return Outcome(terminal.type, driver.count)
+    except Stopped as stopped:
+        return Outcome(stopped.reply.status or "gone", driver.count)
+    finally:
+        driver.shut = True
+        for task in (driving, publishing):
+            task.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+
+
+async def _terminal(
+    run: Run,
+    driver: Driver,
+    driving: asyncio.Task[Event],
+    publishing: asyncio.Task[None],
+    stop: asyncio.Future[str],
+) -> Event | None:
+    """The event that ends the run; None where somebody else has ended it. The agent is closed by then."""
+    if driving.done():
+        return driving.result()
+    await _close(run, driver, driving)
+    if publishing.done():
+        publishing.result()
+        return None
+    if not stop.done():
+        return Error(code="timeout", message="The run took longer than it may.")
+    if stop.result() == "worker_stopped":
+        return Error(code="worker_stopped", message="The worker was stopped before the run had ended.")
+    return None
+
+
+async def _close(run: Run, driver: Driver, driving: asyncio.Task[Event]) -> None:
+    """Cancels the agent, so that its `finally` runs; one that does not end then is left behind."""
+    driver.shut = True
+    driving.cancel()
+    done, _ = await asyncio.wait([driving], timeout=CLOSE_SECONDS)
+    if not done:
+        driving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        logger.warning(
+            "a cancelled agent does not end; it is left behind and can write nothing",
+            extra={"request_id": run.request_id, "attempt": run.attempt},
+        )
+
+
+async def _finish(publisher: Publisher, publishing: asyncio.Task[None]) -> None:
+    finishing = asyncio.create_task(publisher.finish())
+    await asyncio.wait([finishing, publishing], return_when=asyncio.FIRST_COMPLETED)
+    if not finishing.done():
+        finishing.cancel()
+        publishing.result()
+    await finishing
+
+
+def _why(publisher: Publisher, stop: asyncio.Future[str]) -> str:
+    if publisher.stopped is not None:
+        return publisher.stopped.reply.status or "gone"
+    return stop.result()

@@ -1,0 +1,250 @@
+"""The worker process: takes jobs off the queue, claims their runs and executes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import signal
+import time
+from typing import Any
+
+from arq.worker import Worker as ArqWorker
+from arq.worker import func
+from redis.asyncio import Redis
+
+from broker.runs import keys
+from broker.runs.connections import connect, is_away
+from broker.runs.queue import FUNCTION, Queue, parse_job
+from broker.runs.scripts import Lease, Scripts
+from broker.runs.subscriber import Subscriber
+from broker.settings import Settings
+from worker.agent import Agent, Run
+from worker.agents import load
+from worker.attempt import execute
+from worker.publisher import Limits, Publisher
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+"""The queue is looked at this often without a ring; a ring may be lost."""
+COMMAND_CONNECTIONS = 16
+_BACKOFF = (0.1, 0.2, 0.5, 1.0)
+
+
+class Worker:
+    """Executes up to `max_jobs` runs at once, until it is told to stop."""
+
+    def __init__(self, settings: Settings, agents: dict[str, Agent]) -> None:
+        self._settings = settings
+        self._agents = agents
+        self._limits = Limits(
+            lease_ms=int(settings.lease_seconds * 1000), retention_ms=int(settings.retention_seconds * 1000)
+        )
+        self._redis: Redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS, wait=30)
+        self._scripts = Scripts(self._redis)
+        self._queue = Queue(settings.queue_url, connections=8)
+        self._controls = Subscriber(connect(settings.redis_url, connections=1), on_message=self._control)
+        self._doorbell = Subscriber(
+            connect(settings.queue_url, connections=1),
+            on_message=lambda *_: self._ring(),
+            on_reset=self._ring,
+            channels=[keys.DOORBELL],
+        )
+        self._stops: dict[str, asyncio.Future[str]] = {}
+        self._runs: set[asyncio.Task[None]] = set()
+        self._rung = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._killed = asyncio.Event()
+
+    # -- the process -----------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT: no new runs, and those under way have the grace period. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._controls.start()
+        self._doorbell.start()
+        logger.info("worker started", extra={"agents": sorted(self._agents), "max_jobs": self._settings.max_jobs})
+        taking = asyncio.create_task(self._take_jobs())
+        await self._stopping.wait()
+        taking.cancel()
+        await asyncio.wait([taking])
+        await self._drain()
+        await self._close()
+        logger.info("worker stopped")
+        return 1 if self._killed.is_set() else 0
+
+    def stop(self) -> None:
+        """The first time: drain. The second time: now."""
+        if self._stopping.is_set():
+            self._killed.set()
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        if not self._runs:
+            return
+        logger.info("draining", extra={"runs": len(self._runs), "grace": self._settings.grace_seconds})
+        killed = asyncio.create_task(self._killed.wait())
+        ended = asyncio.create_task(asyncio.wait(self._runs))
+        await asyncio.wait([killed, ended], timeout=self._settings.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for stop in self._stops.values():
+            if not stop.done():
+                stop.set_result("worker_stopped")
+        if not self._killed.is_set():
+            await asyncio.wait([killed, ended], timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        for task in (killed, ended, *self._runs):
+            task.cancel()
+
+    async def _close(self) -> None:
+        await self._controls.close()
+        await self._doorbell.close()
+        await self._queue.close()
+        await self._redis.aclose(close_connection_pool=True)
+
+    # -- the queue -------------------------------------------------------------------------------------------
+
+    async def _take_jobs(self) -> None:
+        """arq's loop ends when Redis is away for some seconds; this one goes on."""
+        arq = self._arq()
+        failures = 0
+        while True:
+            try:
+                await arq._poll_iteration()
+                failures = 0
+            except Exception as error:
+                if not is_away(error):
+                    logger.exception("taking jobs failed")
+                elif failures == 0:
+                    logger.warning("the queue cannot be reached", extra={"error": repr(error)})
+                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+                failures += 1
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._rung.wait()
+            self._rung.clear()
+
+    def _arq(self) -> ArqWorker:
+        seconds = self._settings.max_run_seconds + 600
+        return ArqWorker(
+            [func(self._job, name=FUNCTION, keep_result=0, max_tries=1, timeout=seconds)],
+            redis_pool=self._queue.redis,
+            queue_name=keys.QUEUE,
+            max_jobs=self._settings.max_jobs,
+            handle_signals=False,
+            retry_jobs=False,
+            keep_result=0,
+            log_results=False,
+            job_serializer=self._queue.redis.job_serializer,
+            job_deserializer=self._queue.redis.job_deserializer,
+        )
+
+    def _ring(self) -> None:
+        self._rung.set()
+
+    async def _job(self, ctx: dict[str, Any], payload: str) -> None:
+        """What arq calls. The job is off the queue before its run is claimed."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._runs.add(task)
+        try:
+            await self._queue.take(ctx["job_id"])
+            request_id, attempt = parse_job(payload)
+            await self._run(request_id, attempt)
+        except Exception as error:
+            # arq would keep the exception's arguments for its own log; here the request_id stands with it.
+            logger.exception("a job failed", extra={"job_id": ctx["job_id"], "error": repr(error)})
+        finally:
+            self._runs.discard(task)
+            self._ring()
+
+    # -- a run -----------------------------------------------------------------------------------------------
+
+    async def _run(self, request_id: str, attempt: int) -> None:
+        stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stops[request_id] = stop
+        control = keys.control(request_id)
+        try:
+            # Before the claim: a cancel that comes later is heard, an earlier one is the claim's answer.
+            with contextlib.suppress(ConnectionError):
+                await self._controls.subscribe(control)
+            lease = await self._claim(request_id, attempt)
+            if lease is not None:
+                await self._execute(lease, stop)
+        finally:
+            self._controls.unsubscribe(control)
+            if self._stops.get(request_id) is stop:
+                del self._stops[request_id]
+
+    async def _claim(self, request_id: str, attempt: int) -> Lease | None:
+        """The token makes a claim whose reply was lost safe to repeat."""
+        token, failures = secrets.token_hex(8), 0
+        while True:
+            try:
+                answer = await self._scripts.claim(request_id, attempt, token, self._limits.lease_ms)
+                break
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+                failures += 1
+        if isinstance(answer, Lease):
+            return answer
+        logger.info("claim refused", extra={"request_id": request_id, "attempt": attempt, "answer": answer.answer})
+        return None
+
+    async def _execute(self, lease: Lease, stop: asyncio.Future[str]) -> None:
+        began = time.perf_counter()
+        run = self._make_run(lease)
+        name = json.loads(lease.record["agent"])
+        logger.info("run started", extra={"request_id": lease.request_id, "attempt": lease.attempt, "agent": name})
+        publisher = Publisher(self._scripts, lease, self._limits)
+        agent = self._agents.get(name) or _unknown_agent
+        outcome = await execute(lease, agent, publisher, run, stop)
+        logger.info(
+            "run ended",
+            extra={
+                "request_id": lease.request_id,
+                "attempt": lease.attempt,
+                "agent": name,
+                "outcome": outcome.status,
+                "events": outcome.events,
+                "seconds": round(time.perf_counter() - began, 3),
+            },
+        )
+
+    def _make_run(self, lease: Lease) -> Run:
+        record = lease.record
+        started_ms = int(record["started_at"] or lease.now_ms)
+        left = started_ms / 1000 + self._settings.max_run_seconds - lease.now_ms / 1000
+        return Run(
+            request_id=lease.request_id,
+            query=json.loads(record["query"]),
+            parameters=json.loads(record["parameters"]),
+            session_id=json.loads(record["session_id"]),
+            tenant=json.loads(record["tenant"]),
+            subject=json.loads(record["subject"]),
+            attempt=lease.attempt,
+            deadline=time.time() + left,
+            restored=json.loads(record["checkpoint"]) if record["checkpoint"] else None,
+        )
+
+    def _control(self, channel: str, payload: bytes) -> None:
+        stop = self._stops.get(keys.request_id_of(channel))
+        if stop is not None and not stop.done():
+            stop.set_result(payload.decode("ascii"))
+
+
+async def _unknown_agent(run: Run) -> Any:
+    """For a run whose agent this worker does not have: gateways and workers must have the same BROKER_AGENTS."""
+    from broker.events import Error
+
+    yield Error(code="unknown_agent", message="The worker that took this run does not have its agent.")
+
+
+async def serve(settings: Settings) -> int:
+    return await Worker(settings, load(settings)).run()

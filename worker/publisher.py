@@ -1,0 +1,164 @@
+"""Group commit: one append in flight for each run; what the agent yields meanwhile goes into the next batch.
+
+Latency is one round trip and throughput adapts. The buffer is bounded: an agent that outruns Redis waits. A lost
+reply is safe, since the same batch is sent again under the same ids and answered DUP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from broker.events import dumps
+from broker.ids import EventId
+from broker.runs.connections import is_away
+from broker.runs.scripts import Answer, Batch, Lease, Reply, Scripts
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_ENTRIES = 256
+MAX_BATCH_BYTES = 256 * 1024
+BUFFER_ENTRIES = 1024
+BUFFER_BYTES = 1024 * 1024
+_BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Stopped(Exception):
+    """The run belongs to somebody else now, or is over: nothing more can be written."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"{reply.answer}, status {reply.status or 'none'}")
+        self.reply = reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """`lease_ms` is set by each append; a finished run is kept for `retention_ms`."""
+
+    lease_ms: int
+    retention_ms: int
+
+
+class Publisher:
+    """Writes one attempt's events. `put` and `finish` raise Stopped once the log takes no more from us."""
+
+    def __init__(self, scripts: Scripts, lease: Lease, limits: Limits) -> None:
+        self._scripts = scripts
+        self._lease = lease
+        self._limits = limits
+        self._next_seq = 2  # 1 is the `attempt` entry that the claim wrote
+        self._buffer: deque[tuple[str, str]] = deque()
+        self._first = 2
+        """The seq of the buffer's first entry."""
+        self._bytes = 0
+        self._checkpoints: deque[tuple[EventId, str]] = deque()
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped: Stopped | None = None
+
+    @property
+    def stopped(self) -> Stopped | None:
+        return self._stopped
+
+    async def put(self, kind: str, data: str) -> EventId:
+        """Takes one event; waits while the buffer is full. Returns the id that it will have."""
+        while not self._room.is_set() and self._stopped is None:
+            await self._room.wait()
+        if self._stopped is not None:
+            raise self._stopped
+        event_id = EventId(self._lease.epoch, self._next_seq)
+        self._next_seq += 1
+        self._buffer.append((kind, data))
+        self._bytes += len(data)
+        if len(self._buffer) >= BUFFER_ENTRIES or self._bytes >= BUFFER_BYTES:
+            self._room.clear()
+        self._idle.clear()
+        self._work.set()
+        return event_id
+
+    def checkpoint(self, state: object) -> None:
+        """Covers the events put so far; goes out with the last of them (PROTOCOL 5.7)."""
+        self._checkpoints.append((EventId(self._lease.epoch, self._next_seq - 1), dumps(state)))
+        self._idle.clear()
+        self._work.set()
+
+    async def finish(self) -> None:
+        """Returns when everything put is in the log."""
+        await self._idle.wait()
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def run(self) -> None:
+        """Appends until cancelled or stopped; renews the lease when there is nothing to append (4.5)."""
+        renew_after = self._limits.lease_ms / 3000
+        while self._stopped is None:
+            if not self._work.is_set():
+                try:
+                    async with asyncio.timeout(renew_after):
+                        await self._work.wait()
+                except TimeoutError:
+                    pass
+            self._work.clear()
+            await self._append(self._batch())
+            if self._buffer or self._checkpoints:
+                self._work.set()
+            elif self._stopped is None:
+                self._idle.set()
+
+    def _batch(self) -> Batch:
+        entries: list[tuple[str, str]] = []
+        size = 0
+        for entry in self._buffer:
+            if entries and (len(entries) >= MAX_BATCH_ENTRIES or size + len(entry[1]) > MAX_BATCH_BYTES):
+                break
+            entries.append(entry)
+            size += len(entry[1])
+        last = self._first + len(entries) - 1
+        covered = None
+        for event_id, state in self._checkpoints:
+            if event_id.seq <= last:
+                covered = (event_id, state)
+        return Batch(self._first, entries, kept_from=self._first, checkpoint=covered)
+
+    async def _append(self, batch: Batch) -> None:
+        """Sends the batch until it is answered. Redis being away is not a lost lease (4.5)."""
+        failures = 0
+        while True:
+            try:
+                reply = await self._scripts.append(
+                    self._lease, batch, lease_ms=self._limits.lease_ms, retention_ms=self._limits.retention_ms
+                )
+                break
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                if failures == 0:
+                    logger.warning(
+                        "append failed, trying again",
+                        extra={"request_id": self._lease.request_id, "error": repr(error)},
+                    )
+                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+                failures += 1
+        if reply.answer in (Answer.OK, Answer.DUP):
+            self._written(batch)
+        else:
+            self._stop(Stopped(reply))
+
+    def _written(self, batch: Batch) -> None:
+        for _ in batch.entries:
+            self._bytes -= len(self._buffer.popleft()[1])
+        self._first += len(batch.entries)
+        while self._checkpoints and self._checkpoints[0][0].seq < self._first:
+            self._checkpoints.popleft()
+        if len(self._buffer) < BUFFER_ENTRIES // 2 and self._bytes < BUFFER_BYTES // 2:
+            self._room.set()
+
+    def _stop(self, stopped: Stopped) -> None:
+        self._stopped = stopped
+        self._room.set()
+        self._idle.set()
