@@ -1,0 +1,101 @@
+"""Fixtures: a service under test, of real processes on a real Redis. A test that changes a process starts its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.kit.http import Client
+from tests.kit.processes import Gateway, Process, Worker, environment
+from tests.kit.redis_server import RedisServer
+
+_subjects = (f"user-{n}" for n in itertools.count(1))
+
+
+@dataclass
+class Service:
+    """A service that a test may use, but not change."""
+
+    redis: RedisServer
+    gateways: list[Gateway]
+    worker: Worker
+
+    def client(self, subject: str, gateway: int = 0) -> Client:
+        return Client(self.gateways[gateway].url, subject)
+
+
+class Launcher:
+    """Starts processes that end with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._redis: list[RedisServer] = []
+        self._processes: list[Process] = []
+
+    def redis(self, *options: str) -> RedisServer:
+        folder = self.folder / f"redis-{len(self._redis)}"
+        folder.mkdir()
+        server = RedisServer(folder, *options)
+        self._redis.append(server)
+        return server.start()
+
+    def gateway(
+        self, redis_url: str, *, ready: str = "/readyz", port: int | None = None, **settings: object
+    ) -> Gateway:
+        gateway = Gateway(environment(redis_url, **settings), self.folder, port)
+        self._processes.append(gateway)
+        return gateway.until_ready(ready)
+
+    def worker(self, redis_url: str, **settings: object) -> Worker:
+        worker = Worker(environment(redis_url, **settings), self.folder)
+        self._processes.append(worker)
+        return worker.until_ready()
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for server in self._redis:
+            server.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path)
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two gateways, one worker, one Redis; JWT."""
+    launcher = Launcher(tmp_path_factory.mktemp("service"))
+    try:
+        server = launcher.redis()
+        gateways = [launcher.gateway(server.url) for _ in range(2)]
+        yield Service(server, gateways, launcher.worker(server.url))
+    finally:
+        launcher.close()
+
+
+@pytest.fixture
+def subject() -> str:
+    """An owner that no other test has."""
+    return next(_subjects)
+
+
+@pytest.fixture
+def alice(service: Service, subject: str) -> Iterator[Client]:
+    """The owner's client of the first gateway."""
+    with service.client(subject) as client:
+        yield client
+
+
+@pytest.fixture
+def alice_elsewhere(service: Service, subject: str) -> Iterator[Client]:
+    """The same owner's client of the second gateway."""
+    with service.client(subject, gateway=1) as client:
+        yield client

@@ -1,0 +1,111 @@
+"""Agents for the tests; the worker gets them by BROKER_AGENTS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from worker import (
+    Checkpoint,
+    Data,
+    Event,
+    Final,
+    Message,
+    Progress,
+    Reasoning,
+    Run,
+    Sources,
+    Token,
+    ToolCall,
+    ToolResult,
+)
+
+Events = AsyncIterator[Event | Checkpoint]
+
+
+async def echo(run: Run) -> Events:
+    """The query's words; `pause` seconds after each."""
+    for word in run.query.split():
+        yield Token(text=word + " ")
+        if run.parameters.get("pause"):
+            await asyncio.sleep(run.parameters["pause"])
+    yield Final(answer=run.query)
+
+
+async def tokens(run: Run) -> Events:
+    """`count` tokens, `pause` seconds after each `every`."""
+    every = run.parameters.get("every", 1)
+    for n in range(run.parameters["count"]):
+        yield Token(text=f"{n} ")
+        if run.parameters.get("pause") and n % every == every - 1:
+            await asyncio.sleep(run.parameters["pause"])
+
+
+async def slow(run: Run) -> Events:
+    """A token, then `seconds` of silence; its `finally` leaves a file `mark`, where one is named."""
+    try:
+        yield Token(text="begun ")
+        await asyncio.sleep(run.parameters.get("seconds", 60))
+        yield Token(text="done")
+    finally:
+        if run.parameters.get("mark"):
+            Path(run.parameters["mark"]).write_text("closed")
+
+
+async def sleeper(run: Run) -> Events:
+    """`seconds` of silence, nothing else."""
+    await asyncio.sleep(run.parameters.get("seconds", 60))
+    yield Final(answer="awake")
+
+
+async def raises(run: Run) -> Events:
+    yield Token(text="so far ")
+    raise RuntimeError("a secret detail of the agent")
+
+
+async def hangs(run: Run) -> Events:
+    yield Token(text="waiting ")
+    await asyncio.Event().wait()
+
+
+async def stubborn(run: Run) -> Events:
+    """Does not end when it is cancelled, and tries to go on writing."""
+    yield Token(text="I ")
+    for _ in range(200):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.1)
+    yield Token(text="will not stop")
+
+
+async def yields_junk(run: Run) -> Any:
+    yield Token(text="before ")
+    yield {"type": "token", "text": "not an event"}
+
+
+async def no_final(run: Run) -> Events:
+    yield Token(text="only ")
+    yield Token(text="tokens")
+
+
+async def burst(run: Run) -> Events:
+    """`count` tokens of `size` characters without a pause."""
+    for _ in range(run.parameters["count"]):
+        yield Token(text="x" * run.parameters.get("size", 10))
+
+
+async def speaks(run: Run) -> Events:
+    """Every type of event, with `text` in every field that takes one."""
+    text = run.parameters.get("text", run.query)
+    item = {"title": text, "path": text, text: text}
+    yield Message(text=text)
+    yield Progress(percent=50, message=text)
+    yield Sources(stage="discovered", count=1, items=[item])
+    yield Reasoning(text=text)
+    yield ToolCall(id=text, tool=text, args={text: [text]})
+    yield ToolResult(id=text, tool=text, result=text)
+    yield Data(name=text, value={text: text})
+    yield Token(text=text)
+    yield Final(answer=text, citations=[item], usage={text: text})
