@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         return (*BUILT_IN_AGENTS, *(name for name in self.agent_targets if name not in BUILT_IN_AGENTS))
 
     @property
+    def key_life_ms(self) -> int:
+        """How long an idempotency key is kept from a run's claim on: an hour longer than its record."""
+        return int((self.retention_seconds + self.max_run_seconds + 3600) * 1000)
+
+    @property
     def queue_url(self) -> str:
         return self.queue_redis_url or self.redis_url
 

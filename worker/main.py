@@ -16,9 +16,9 @@ from arq.worker import func
 from redis.asyncio import Redis
 
 from broker.runs import keys
-from broker.runs.connections import connect, is_away
+from broker.runs.connections import AWAY, connect, is_away
 from broker.runs.queue import FUNCTION, Queue, parse_job
-from broker.runs.scripts import Lease, Scripts
+from broker.runs.scripts import Lease, Scripts, keep_key
 from broker.runs.subscriber import Subscriber
 from broker.settings import Settings
 from worker.agent import Agent, Run
@@ -202,6 +202,8 @@ class Worker:
         run = self._make_run(lease)
         name = json.loads(lease.record["agent"])
         logger.info("run started", extra={"request_id": lease.request_id, "attempt": lease.attempt, "agent": name})
+        with contextlib.suppress(*AWAY):
+            await keep_key(self._redis, lease.record["key"], self._settings.key_life_ms)
         publisher = Publisher(self._scripts, lease, self._limits)
         agent = self._agents.get(name) or _unknown_agent
         outcome = await execute(lease, agent, publisher, run, stop)

@@ -82,6 +82,22 @@ class Slice(NamedTuple):
 class View:
     """A channel in one dialect and id form: each frame is encoded once, and shared by all readers."""
 
+    __slots__ = (
+        "_frames",
+        "_ids",
+        "_live_chunked",
+        "_live_plain",
+        "_long_ids",
+        "_projection",
+        "_size",
+        "_unsent",
+        "base",
+        "channel",
+        "dialect",
+        "key",
+        "readers",
+    )
+
     def __init__(self, channel: Channel, dialect: Dialect, long_ids: bool) -> None:
         self.channel = channel
         self.dialect = dialect
@@ -186,6 +202,21 @@ class View:
 
 class Channel:
     """A run with readers in this process."""
+
+    __slots__ = (
+        "end",
+        "gone",
+        "inbox",
+        "next_beat",
+        "opened",
+        "reading",
+        "request_id",
+        "status",
+        "subscribed",
+        "users",
+        "views",
+        "watchers",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id

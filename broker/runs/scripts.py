@@ -162,3 +162,8 @@ async def claim_key(
     held: bytes = await script(keys=[key], args=[str(replace or ""), request_id, digest, life_ms])
     held_id, held_digest, claimed_at = held.decode().split(" ")
     return IdempotencyClaim(held_id, held_digest, int(claimed_at))
+
+
+async def keep_key(redis: Redis, key: str, life_ms: int) -> None:
+    """The key of a run that is claimed outlives the run's record (PROTOCOL 3.3)."""
+    await redis.pexpire(key, life_ms)

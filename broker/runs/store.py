@@ -23,7 +23,6 @@ from broker.settings import Settings
 
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
-_HOUR_MS = 3_600_000
 
 
 class Accepted(NamedTuple):
@@ -48,7 +47,7 @@ class Runs:
         self._queue = queue
         self._scripts = Scripts(redis)
         self._retention_ms = int(settings.retention_seconds * 1000)
-        self._life_ms = self._retention_ms + int(settings.max_run_seconds * 1000) + _HOUR_MS
+        self._life_ms = settings.key_life_ms
 
     async def submit(
         self, owner: Owner, submission: Submission, *, idempotency_key: str | None = None, repeated: bool = False

@@ -30,7 +30,7 @@ if not repeated then
 end
 local fields = {}
 for _, name in ipairs({'tenant', 'subject', 'agent', 'query', 'parameters', 'session_id', 'checkpoint', 'started_at',
-    'events', 'bytes'}) do
+    'events', 'bytes', 'key'}) do
   fields[#fields + 1] = name
   fields[#fields + 1] = redis.call('HGET', RUN, name) or ''
 end

@@ -3,6 +3,7 @@
 -- The claim that holds now: '<request_id> <digest> <claimed_at ms>'
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return held
 end
 local time = redis.call('TIME')
