@@ -74,7 +74,12 @@ def token(sub: str, tenant: str | None, ttl: int, scope: tuple[str, ...]) -> Non
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Documents to search.")
 def demo(port: int, docs: Path | None) -> None:
-    """Run everything on this machine: Redis, a gateway and a worker, until Ctrl-C."""
+    """Run everything on this machine: Redis, a gateway and a worker, until Ctrl-C.
+
+    Its data and logs are in .demo/ below the current directory, or where BROKER_DEMO_DIR says, and outlive it.
+    It starts a Redis of its own, unless BROKER_REDIS_URL is set. It asks for no token, unless BROKER_JWT_SECRET is
+    set. Without --docs it searches this project's own documentation.
+    """
     from broker.demo import run
 
     sys.exit(run(port=port, docs=docs))

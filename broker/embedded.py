@@ -20,6 +20,8 @@ from broker.errors import Misconfigured
 FAKE_URL = "fakeredis://demo"
 MOST_SOCKET_PATH_BYTES = 100
 """The kernel's limit is 108 on Linux and 104 on macOS, with the NUL at its end."""
+_DATA = "redis"
+_PID_FILE = "redis.pid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +82,19 @@ def _works(binary: Path) -> bool:
 
 
 def prepare(binary: Path, directory: Path) -> Server:
-    """Makes `directory` (absolute, and private from here on) the data directory of the server to start."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    path = directory / "redis.sock"
+    """Writes the configuration of a server whose data is to be in `directory` (absolute), in a private folder."""
+    data = directory / _DATA
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.chmod(0o700)
+    path = data / "redis.sock"
     if len(os.fsencode(path)) <= MOST_SOCKET_PATH_BYTES:
-        url, text = "unix://" + quote(str(path)), configuration(directory, socket=path)
+        url, text = "unix://" + quote(str(path)), configuration(data, socket=path)
     else:
         # Everyone on this machine can reach a port, so this one has a password.
         port, password = _free_port(), secrets.token_hex(16)
         url = f"redis://:{password}@127.0.0.1:{port}"
-        text = configuration(directory, port=port, password=password)
-    file = directory / "redis.conf"
+        text = configuration(data, port=port, password=password)
+    file = data / "redis.conf"
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         out.write(os.fsencode(text))
@@ -108,6 +111,7 @@ def configuration(directory: Path, *, socket: Path | None = None, port: int = 0,
         *listening,
         "protected-mode yes",
         f"dir {_quoted(str(directory))}",
+        f"pidfile {_quoted(str(directory / _PID_FILE))}",
         "appendonly yes",
         "appendfsync everysec",
         'save ""',
@@ -155,10 +159,18 @@ def locked(directory: Path) -> Iterator[int]:
 
 
 def _in_use(directory: Path, holder: str) -> str:
-    text = f"{directory} is in use by another demo"
-    if holder.isdecimal():
-        text += f" (process {holder})" if _lives(int(holder)) else ", which was killed, but whose Redis still runs"
-    return text + ". Stop it, or set BROKER_DEMO_DIR to another directory."
+    if holder.isdecimal() and _lives(int(holder)):
+        who = f"another demo (process {holder})"
+    else:
+        who = f"the Redis of a demo that was killed (process {_pid_of_redis(directory)})"
+    return f"{directory} is in use by {who}. Stop it, or set BROKER_DEMO_DIR to another directory."
+
+
+def _pid_of_redis(directory: Path) -> str:
+    try:
+        return (directory / _DATA / _PID_FILE).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return "unknown"
 
 
 def _lives(pid: int) -> bool:

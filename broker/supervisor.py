@@ -71,11 +71,17 @@ class Supervisor:
                 loop.remove_signal_handler(number)
         return 1 if self._failed else 0
 
-    def stop(self) -> None:
+    @property
+    def stopping(self) -> bool:
+        return self._stages[0].stopping.is_set()
+
+    def stop(self, *, failed: bool = False) -> None:
+        """Once is enough. `failed` is for a reason that makes the exit code 1."""
+        self._failed = self._failed or failed
         self._stages[0].stop(self._stop_seconds)
 
     def _signalled(self) -> None:
-        if self._stages[0].stopping.is_set():
+        if self.stopping:
             self._kill()
         self.stop()
 
@@ -97,8 +103,7 @@ class Supervisor:
             self._on_death(program, code, again)
             if not again:
                 logger.error("a process cannot be kept running", extra={"process": program.name})
-                self._failed = True
-                self.stop()
+                self.stop(failed=True)
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._restart_seconds[min(deaths, len(self._restart_seconds) - 1)]):

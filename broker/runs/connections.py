@@ -48,7 +48,7 @@ def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redi
         timeout=wait,
         socket_timeout=SOCKET_TIMEOUT,
         socket_connect_timeout=SOCKET_TIMEOUT,
-        socket_keepalive=True,
+        **({} if url.startswith("unix://") else {"socket_keepalive": True}),
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         client_name="stream-broker",

@@ -1,0 +1,71 @@
+"""Gateway and worker in one process: for the demo without a redis-server, whose fake one is in nobody else's reach."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import click
+
+from broker import logs, settings
+from broker.errors import BrokerError
+from broker.gateway.app import make_app
+from broker.gateway.server import Server, configure
+from broker.settings import Settings
+
+
+class _QuietServer(Server):
+    """Leaves the signals to `serve`, which passes them to the worker too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(loaded: Settings, listener: socket.socket) -> int:
+    """Until SIGTERM or SIGINT. Returns the exit code."""
+    from worker.agents import load
+    from worker.main import Worker
+
+    app = make_app(loaded)
+    gateway = app.state.gateway
+
+    def drain() -> None:
+        gateway.draining = True
+
+    delay = loaded.drain_delay_seconds
+    server = _QuietServer(configure(app), drain_delay=delay, on_drain=drain, on_cut=gateway.hub.drain)
+    worker = Worker(loaded, load(loaded))
+
+    def stop() -> None:
+        server.handle_exit(signal.SIGTERM, None)
+        worker.stop()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listener]))
+        working = tasks.create_task(worker.run())
+        await asyncio.sleep(0)  # the worker has its own signal handlers now, which these replace
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+    return working.result()
+
+
+@click.command()
+@click.option("--fd", type=click.IntRange(3), required=True, help="Serve on this inherited socket.")
+def main(fd: int) -> None:
+    try:
+        loaded = settings.load()
+        logs.configure()
+        logs.print_settings(loaded, "gateway and worker")
+        sys.exit(asyncio.run(serve(loaded, socket.socket(fileno=fd))))
+    except BrokerError as error:
+        click.echo(f"broker: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
