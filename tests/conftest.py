@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from broker.runs.connections import connect
 from tests.kit.http import Client
 from tests.kit.processes import Gateway, Process, Worker, environment
 from tests.kit.redis_server import RedisServer
@@ -60,6 +62,25 @@ class Launcher:
             process.kill()
         for server in self._redis:
             server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for all tests that need no more than an empty Redis, and leave it running."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of an empty Redis."""
+    client = connect(redis_server.url, connections=8)
+    await client.flushall()
+    yield client
+    await client.aclose(close_connection_pool=True)
 
 
 @pytest.fixture

