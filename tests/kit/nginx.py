@@ -1,0 +1,85 @@
+"""A real nginx in front of gateways, as a deployment would have it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.kit.processes import wait_for
+from tests.kit.redis_server import free_port
+
+# HTTP/1.1 to the gateways, nothing buffered, and a gateway that is gone or says 503 is passed over: submits can be
+# repeated (P1), so POSTs too.
+_CONFIG = """
+{user}
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream gateways {{
+        {servers}
+    }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://gateways;
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+            proxy_connect_timeout 2s;
+            proxy_read_timeout 60s;
+            proxy_next_upstream error timeout http_503 non_idempotent;
+        }}
+    }}
+}}
+"""
+
+
+def find() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+class Nginx:
+    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+        binary = find()
+        assert binary is not None
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        servers = "\n        ".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;" for port in ports)
+        user = "user root;" if os.getuid() == 0 else ""
+        self._folder = folder
+        (folder / "nginx.conf").write_text(_CONFIG.format(folder=folder, port=self.port, servers=servers, user=user))
+        command = [binary, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+        self._process = subprocess.Popen(command)
+
+    def until_ready(self) -> Nginx:
+        def ready() -> bool:
+            assert self._process.poll() is None, self.errors()
+            try:
+                return httpx.get(self.url + "/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(ready)
+        return self
+
+    def errors(self) -> str:
+        return (self._folder / "error.log").read_text("utf-8")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
