@@ -1,0 +1,222 @@
+"""The built-in agent `research`: looks a question up in a folder of documents, and answers with quotations."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from broker.events import Event, Final, Message, Progress, Sources, Token
+from worker.agent import Agent, Checkpoint, Run
+from worker.agents.documents import Found, Hit, index_of
+from worker.agents.ranking import Quote, Source, quotes, screen
+from worker.agents.text import shorten
+
+DEFAULT_SOURCES = 5
+MOST_SOURCES = 20
+EXCERPT_CHARS = 300
+LONGEST_PAUSE_SECONDS = 3600.0
+
+NO_DOCUMENTS = "There are no documents to search, so there is no answer."
+NOTHING_FOUND = "Nothing in the documents answers this question."
+
+_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+class BadParameter(ValueError):
+    """A parameter of the run is wrong; the message says which and what it must be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """`pace` is in tokens per second; without it the answer comes as fast as it can."""
+
+    pace: float | None = None
+    max_sources: int = DEFAULT_SOURCES
+
+    @staticmethod
+    def of(given: dict[str, Any]) -> Parameters:
+        """Parameters of other names are ignored. Raises BadParameter."""
+        pace, max_sources = given.get("pace"), given.get("max_sources")
+        return Parameters(
+            pace=None if pace is None else _pace(pace),
+            max_sources=DEFAULT_SOURCES if max_sources is None else _max_sources(max_sources),
+        )
+
+
+class Citation(BaseModel):
+    """Where a sentence of the answer is from: `sentence` occurs in the file at `path`, from `line` on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    title: str
+    path: str
+    line: int
+    sentence: str
+    score: float
+
+
+class Plan(BaseModel):
+    """All that the answer needs: what a later attempt continues from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    citations: tuple[Citation, ...] = ()
+    documents: int
+    passages: int
+
+    @property
+    def answer(self) -> str:
+        if not self.documents:
+            return NO_DOCUMENTS
+        return " ".join(f"{cited.sentence} [{cited.number}]" for cited in self.citations) or NOTHING_FOUND
+
+    @staticmethod
+    def restored(state: Any) -> Plan | None:
+        """The plan in a checkpoint, or None where there is none or it is another version's."""
+        try:
+            return Plan.model_validate(state) if state is not None else None
+        except ValidationError:
+            return None
+
+
+def make_research(docs: Path | None) -> Agent:
+    """The agent over a folder of Markdown, reStructuredText, HTML and text files. Without one it finds nothing."""
+    folder = docs.absolute() if docs is not None else None
+
+    async def research(run: Run) -> AsyncIterator[Event | Checkpoint]:
+        parameters = Parameters.of(run.parameters)
+        plan = Plan.restored(run.restored)
+        if plan is None:
+            yield Message(text="Searching the documents.")
+            yield Progress(percent=5, message="Searching")
+            found = await _search(folder, run.query)
+            yield _discovered(found.hits)
+            yield Progress(percent=40, message="Screening what was found")
+            sources = await asyncio.to_thread(screen, found, parameters.max_sources)
+            yield _stage("screened", sources)
+            yield Progress(percent=60, message="Analyzing the best sources")
+            chosen = await asyncio.to_thread(quotes, found, sources)
+            yield _stage("analyzed", list({id(quote.source): quote.source for quote in chosen}.values()))
+            plan = _plan(found, chosen)
+            if not plan.citations:
+                yield Message(text=plan.answer)
+            yield Progress(percent=80, message="Writing the answer")
+            yield Checkpoint(state=plan.model_dump(mode="json"))
+        tokens = split(plan.answer)
+        clock = Clock(parameters.pace)
+        for token in tokens:
+            await clock.tick()
+            yield Token(text=token)
+        yield Progress(percent=100, message="Done")
+        yield Final(
+            answer=plan.answer,
+            citations=[citation.model_dump() for citation in plan.citations],
+            usage={"documents": plan.documents, "passages": plan.passages, "tokens": len(tokens)},
+        )
+
+    return research
+
+
+def split(answer: str) -> list[str]:
+    """The words of an answer with the space around them: together they are the answer."""
+    return re.findall(r"\s*\S+\s*|\s+", answer)
+
+
+class Clock:
+    """Lets `pace` ticks pass in a second, without making up for time that the consumer took."""
+
+    def __init__(self, pace: float | None) -> None:
+        self._interval = min(1 / pace, LONGEST_PAUSE_SECONDS) if pace else 0.0
+        self._due = 0.0
+
+    async def tick(self) -> None:
+        if self._interval:
+            now = asyncio.get_running_loop().time()
+            if self._due > now:
+                await asyncio.sleep(self._due - now)
+            self._due = max(self._due, now) + self._interval
+
+
+async def _search(folder: Path | None, query: str) -> Found:
+    """A search off the event loop, that ends soon after it is given up.
+
+    One at a time, because those that wait for a first, long scan would hold all threads of the event loop, which
+    needs some to look up the names of hosts.
+    """
+    if folder is None:
+        return Found(documents=0, passages=0, weights={}, hits=())
+    stop = threading.Event()
+    async with _gates.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        try:
+            return await asyncio.to_thread(lambda: index_of(folder).search(query, stop))
+        finally:
+            stop.set()
+
+
+def _plan(found: Found, chosen: list[Quote]) -> Plan:
+    return Plan(
+        citations=tuple(_citation(number, quote) for number, quote in enumerate(chosen, 1)),
+        documents=found.documents,
+        passages=found.passages,
+    )
+
+
+def _citation(number: int, quote: Quote) -> Citation:
+    hit = quote.source.hit
+    return Citation(
+        number=number,
+        title=hit.passage.title,
+        path=hit.path,
+        line=quote.sentence.line,
+        sentence=quote.sentence.text,
+        score=round(quote.score, 3),
+    )
+
+
+def _discovered(hits: tuple[Hit, ...]) -> Sources:
+    return Sources(stage="discovered", count=len(hits), items=[_item(hit, hit.score) for hit in hits])
+
+
+def _stage(stage: Literal["screened", "analyzed"], sources: list[Source]) -> Sources:
+    items = [
+        _item(source.hit, source.score) | {"passage": shorten(source.hit.passage.text, EXCERPT_CHARS)}
+        for source in sources
+    ]
+    return Sources(stage=stage, count=len(items), items=items)
+
+
+def _item(hit: Hit, score: float) -> dict[str, Any]:
+    return {
+        "title": hit.passage.title,
+        "heading": hit.passage.heading,
+        "path": hit.path,
+        "line": hit.passage.line,
+        "score": round(score, 3),
+    }
+
+
+def _pace(value: Any) -> float:
+    try:
+        valid = not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < float(value) < math.inf
+    except OverflowError:
+        valid = False
+    if not valid:
+        raise BadParameter("pace must be a number above 0: tokens per second")
+    return float(value)
+
+
+def _max_sources(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SOURCES:
+        raise BadParameter(f"max_sources must be a whole number from 1 to {MOST_SOURCES}")
+    return value
