@@ -74,7 +74,15 @@ class Process:
         self.signal(signal.SIGTERM)
         return self.wait(seconds)
 
-    def kill(self) -> None:
+    def ask(self) -> None:
+        """SIGTERM, also to a process that was paused or has ended."""
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            self.signal(number)
+
+    def kill(self, *, after: float = 0) -> None:
+        """`after` seconds, unless it ends by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(after)
         with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGCONT)
             self.popen.kill()
