@@ -11,6 +11,7 @@ from typing import Any
 from worker import (
     Checkpoint,
     Data,
+    Error,
     Event,
     Final,
     Message,
@@ -97,15 +98,57 @@ async def burst(run: Run) -> Events:
 
 
 async def speaks(run: Run) -> Events:
-    """Every type of event, with `text` in every field that takes one."""
-    text = run.parameters.get("text", run.query)
-    item = {"title": text, "path": text, text: text}
-    yield Message(text=text)
-    yield Progress(percent=50, message=text)
-    yield Sources(stage="discovered", count=1, items=[item])
-    yield Reasoning(text=text)
-    yield ToolCall(id=text, tool=text, args={text: [text]})
-    yield ToolResult(id=text, tool=text, result=text)
-    yield Data(name=text, value={text: text})
-    yield Token(text=text)
+    """Every type of event for each of `texts`, with the text in every field that takes one; the last one ends the run,
+    as an answer, or as an error where `error` says so.
+    """
+    texts = run.parameters.get("texts") or [run.parameters.get("text", run.query)]
+    for text in texts:
+        item = {"title": text, "path": text, text: text}
+        yield Message(text=text)
+        yield Progress(percent=50, message=text)
+        yield Sources(stage="discovered", count=1, items=[item])
+        yield Reasoning(text=text)
+        yield ToolCall(id=text, tool=text, args={text: [text]})
+        yield ToolResult(id=text, tool=text, result=text)
+        yield Data(name=text, value={text: text})
+        yield Token(text=text)
+    if run.parameters.get("error"):
+        yield Error(code=text, message=text)
     yield Final(answer=text, citations=[item], usage={text: text})
+
+
+VARIETY = (
+    "plain",
+    "é ü ß",
+    "日本語",
+    "😀👩‍👩‍👧",
+    'a "quoted" \\ word',
+    "two\nlines\r\n",
+    "\u2028\u0085",
+    "data: x\n\nid: 9-9",
+    "\ud800",
+)
+
+
+async def varied(run: Run) -> Events:
+    """`count` events of many types, their texts from VARIETY; `pause` seconds after each `every`."""
+    every = run.parameters.get("every", 10)
+    for n in range(run.parameters["count"]):
+        text = f"{n} {VARIETY[n % len(VARIETY)]}"
+        yield (
+            Token(text=text),
+            Message(text=text),
+            Data(name=text, value=[n, text, None, 0.5, {text: True}]),
+            Reasoning(text=text),
+        )[n % 4]
+        if run.parameters.get("pause") and n % every == every - 1:
+            await asyncio.sleep(run.parameters["pause"])
+    yield Final(answer=VARIETY[2], usage={"events": run.parameters["count"]})
+
+
+async def quiet(run: Run) -> Events:
+    """`count` tokens, `pause` seconds of silence before each and before the end."""
+    for n in range(run.parameters.get("count", 2)):
+        await asyncio.sleep(run.parameters["pause"])
+        yield Token(text=f"{n} ")
+    await asyncio.sleep(run.parameters["pause"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from broker.events import TERMINAL, Entry
 from broker.fold import fold
@@ -54,3 +55,36 @@ def _difference(seen: Sequence[Entry], log: Sequence[Entry]) -> str:
 
 def surviving_text(entries: Sequence[Entry]) -> str:
     return "".join(json.loads(entry.data)["text"] for entry in fold(entries) if entry.type == "token")
+
+
+def check_poll(run: Mapping[str, Any], log: Sequence[Entry]) -> None:
+    """P23: the polled run is the folded stream. Written out here, so that a fold that errs is not its own judge."""
+    survivors: list[Entry] = []
+    for entry in log:
+        if entry.type == "attempt":
+            resume_from = EventId.parse(json.loads(entry.data)["resume_from"])
+            survivors = [kept for kept in survivors if kept.id <= resume_from]
+        else:
+            survivors.append(entry)
+    text = "".join(json.loads(entry.data)["text"] for entry in survivors if entry.type == "token")
+    has_text = any(entry.type == "token" for entry in survivors)
+    end = survivors[-1]
+    said: dict[str, Any] = json.loads(end.data) if end.type in TERMINAL else {}
+    status = {"final": "completed", "error": "failed", "cancelled": "cancelled"}.get(end.type)
+    answer = said.get("answer")
+    if answer is None:
+        answer = text if has_text else None
+    if status is None:
+        assert run["status"] in ("queued", "running"), run["status"]
+    else:
+        assert run["status"] == status, f"{run['status']}, but the log ends with {end.type}"
+    assert (run["finished_at"] is not None) == (status is not None)
+    assert run["last_event_id"] == str(log[-1].id), f"{run['last_event_id']}, but the log ends at {log[-1].id}"
+    assert run["answer"] == answer, f"polled {run['answer']!r}, streamed {answer!r}"
+    assert run["citations"] == said.get("citations", [])
+    assert run["usage"] == said.get("usage", {})
+    assert run["error"] == (said if end.type == "error" else None)
+    start = json.loads(log[0].data)
+    assert (run["request_id"], run["session_id"]) == (start["request_id"], start["session_id"])
+    attempts = [json.loads(entry.data)["attempt"] for entry in log if entry.type == "attempt"]
+    assert run["attempt"] == max(attempts, default=0), f"attempt {run['attempt']}, in the log {attempts}"

@@ -48,16 +48,22 @@ AGENTS = (
     "speaks",
     "burst",
     "sleeper",
+    "varied",
+    "quiet",
 )
 
 
 class Process:
     """A process of ours, its log in a file."""
 
+    module = "broker"
+
     def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
         self.log_path = log
         with log.open("ab") as file:
-            self.popen = subprocess.Popen([sys.executable, "-m", "broker", *command], env=env, stdout=file, stderr=file)
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", self.module, *command], env=env, stdout=file, stderr=file
+            )
 
     @property
     def pid(self) -> int:
@@ -119,6 +125,12 @@ class Gateway(Process):
 
         wait_for(ready, seconds=20)
         return self
+
+
+class PlainGateway(Gateway):
+    """A gateway under a server that does not offer its connections, so that streams go through ASGI's `send`."""
+
+    module = "tests.kit.plain_gateway"
 
 
 class Worker(Process):
