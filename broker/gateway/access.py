@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.applications import Starlette
+from starlette.types import Message, Receive, Scope, Send
 
 from broker.gateway.problems import internal
+from broker.gateway.stream import STREAM
 from broker.ids import new_request_id
 
 logger = logging.getLogger("broker.access")
@@ -17,8 +19,9 @@ _NAME = b"x-request-id"
 class Access:
     """Plain ASGI. Logs the path without its query string, and no header: neither a token nor a query's text."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: Starlette) -> None:
         self.app = app
+        self.state = app.state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,6 +31,9 @@ class Access:
         seen = _Seen(send)
         try:
             await self.app(scope, receive, seen.send)
+            stream = scope.pop(STREAM, None)
+            if stream is not None:
+                await stream.run(scope, receive, send)
         except Exception:
             request_id = seen.request_id or new_request_id()
             logger.exception("unexpected error", extra={"request_id": request_id, "path": scope["path"]})

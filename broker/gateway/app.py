@@ -31,8 +31,8 @@ QUEUE_CONNECTIONS = 2
 _NOBODY = Principal(Owner("", ""), frozenset(), None)
 
 
-def make_app(settings: Settings) -> Starlette:
-    """The ASGI application; `app.state.gateway` has its parts."""
+def make_app(settings: Settings) -> Access:
+    """The ASGI application; its `state.gateway` has its parts."""
     redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS)
     subscriptions = connect(settings.redis_url, connections=1)
     queue = Queue(settings.queue_url, connections=QUEUE_CONNECTIONS)
@@ -56,17 +56,14 @@ def make_app(settings: Settings) -> Starlette:
             for client in (redis, subscriptions):
                 await client.aclose(close_connection_pool=True)
 
-    middleware = [Middleware(Access)]
-    if settings.cors_origins:
-        middleware.append(_cors(settings.cors_origins))
     app = Starlette(
         routes=_starlette_routes(gateway, table),
-        middleware=middleware,
+        middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
         exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_exception},
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    return app
+    return Access(app)
 
 
 def route_table(gateway: Gateway) -> list[Route]:

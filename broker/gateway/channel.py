@@ -364,14 +364,11 @@ class Reader:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def sleep(self, seconds: float | None = None) -> None:
-        """Until woken, or for `seconds`."""
+    def sleep(self, seconds: float | None = None) -> asyncio.Future[None]:
+        """To be awaited: until woken, or for `seconds`. No coroutine, since an idle stream consists of this."""
         loop = asyncio.get_running_loop()
         self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(seconds, self.wake) if seconds is not None else None
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
+        if seconds is not None:
+            timer = loop.call_later(seconds, self.wake)
+            waiter.add_done_callback(lambda _: timer.cancel())
+        return waiter

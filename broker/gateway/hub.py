@@ -8,9 +8,8 @@ A reader that is behind reads pages of the log in its own task, and joins the ot
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -79,7 +78,7 @@ class Hub:
                 if not watcher.done():
                     watcher.set_result(None)
 
-    async def stream(
+    async def open(
         self,
         request_id: str,
         head: Head,
@@ -88,42 +87,45 @@ class Hub:
         *,
         position: EventId,
         long_ids: bool,
-        cut_at: float | None,
-    ) -> End:
-        """Writes the run to `sink` from `position` until it ends, the client goes, or the stream is cut.
+        seconds: float | None,
+    ) -> Reader:
+        """A reader at `position` that writes to `sink`; to be followed, and closed. Cut after `seconds`.
 
         Raises Unavailable when the run cannot be watched, RunNotFound when it went meanwhile.
         """
-        async with self._channel(request_id, head) as channel:
-            view = channel.view(dialect, long_ids)
-            reader = Reader(view, sink, position, cut_at)
-            view.readers.add(reader)
-            sink.attach(reader)
-            if self.draining:
-                reader.cut()
-            try:
-                return await self._follow(reader)
-            finally:
-                view.leave(reader)
-                view.readers.discard(reader)
-                if not view.readers:
-                    channel.views.pop(view.key, None)
+        cut_at = asyncio.get_running_loop().time() + seconds if seconds is not None else None
+        channel = await self._acquire(request_id, head)
+        reader = Reader(channel.view(dialect, long_ids), sink, position, cut_at)
+        reader.view.readers.add(reader)
+        sink.attach(reader)
+        if self.draining:
+            reader.cut()
+        return reader
+
+    def close_reader(self, reader: Reader) -> None:
+        view = reader.view
+        view.leave(reader)
+        view.readers.discard(reader)
+        if not view.readers:
+            view.channel.views.pop(view.key, None)
+        self._release(view.channel)
 
     async def wait_end(self, request_id: str, head: Head, seconds: float) -> None:
         """Returns when the run has ended, after `seconds`, or when this gateway drains."""
-        async with self._channel(request_id, head) as channel:
-            if channel.finished or self.draining:
-                return
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            channel.watchers.add(ended)
-            try:
+        channel = await self._acquire(request_id, head)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel.watchers.add(ended)
+        try:
+            if not channel.finished and not self.draining:
                 await asyncio.wait([ended], timeout=seconds)
-            finally:
-                channel.watchers.discard(ended)
+        finally:
+            channel.watchers.discard(ended)
+            self._release(channel)
 
     # -- a reader's own way through the log ------------------------------------------------------------------
 
-    async def _follow(self, reader: Reader) -> End:
+    async def follow(self, reader: Reader) -> End:
+        """Writes the run until it ends, the client goes, or the stream is cut."""
         view, channel = reader.view, reader.view.channel
         while True:
             if reader.sink.paused and reader.ending is None:
@@ -220,9 +222,8 @@ class Hub:
 
     # -- channels --------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _channel(self, request_id: str, head: Head) -> AsyncIterator[Channel]:
-        """The run's channel, open; closed again after its last user."""
+    async def _acquire(self, request_id: str, head: Head) -> Channel:
+        """The run's channel, open; to be released."""
         channel = self._channels.get(request_id)
         if channel is None:
             channel = self._channels[request_id] = Channel(request_id)
@@ -239,11 +240,16 @@ class Hub:
                 raise Unavailable
             if channel.gone:
                 raise RunNotFound
-            yield channel
-        finally:
-            channel.users -= 1
-            if channel.users == 0 and self._channels.get(request_id) is channel:
-                self._forget(channel)
+        except BaseException:
+            self._release(channel)
+            raise
+        return channel
+
+    def _release(self, channel: Channel) -> None:
+        """After its last user a channel is forgotten."""
+        channel.users -= 1
+        if channel.users == 0 and self._channels.get(channel.request_id) is channel:
+            self._forget(channel)
 
     def _forget(self, channel: Channel) -> None:
         del self._channels[channel.request_id]

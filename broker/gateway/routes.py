@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -190,15 +191,20 @@ class NativeApi:
         limits = [self._settings.max_stream_seconds]
         if principal.expires_at is not None:
             limits.append(max(principal.expires_at - time.time(), 0.0))
-        return StreamResponse(
-            self._hub,
+        open_reader = partial(
+            self._hub.open,
             request_id,
             head,
             self._dialect,
             position=position,
             long_ids=long_ids,
-            send_timeout=self._settings.send_timeout_seconds,
             seconds=min((limit for limit in limits if limit is not None), default=None),
+        )
+        return StreamResponse(
+            self._hub,
+            self._dialect,
+            open_reader,
+            send_timeout=self._settings.send_timeout_seconds,
             headers=_stream_headers(request_id),
         )
 

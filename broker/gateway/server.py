@@ -9,10 +9,11 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from broker.gateway.problems import problem_bytes
@@ -27,14 +28,77 @@ HEADER_TIMEOUT = 10.0
 SHUTDOWN_SECONDS = 5
 
 
+class LeanFlow(FlowControl):
+    """uvicorn's flow control without an asyncio.Event for each connection, of which most never wait."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+        self._writable: asyncio.Future[None] | None = None
+
+    async def drain(self) -> None:
+        if self.write_paused:
+            if self._writable is None:
+                self._writable = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._writable)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+
+
+class LeanEvent(asyncio.Event):
+    """An event with at most one waiter, and without asyncio's deque of them (700 bytes)."""
+
+    def __init__(self) -> None:
+        self._value = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._value = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> Literal[True]:
+        if not self._value:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return True
+
+
+class Pipeline(list[Any]):
+    """A deque as far as uvicorn needs one, for the pipelined requests that nobody sends."""
+
+    __slots__ = ()
+
+    def appendleft(self, item: Any) -> None:
+        self.insert(0, item)
+
+
 class StreamProtocol(HttpToolsProtocol):
     """Offers itself to the application as an extension of the scope (broker.gateway.sinks)."""
 
-    sink: TransportSink | None = None
-    _header_timer: asyncio.TimerHandle | None = None
+    # In slots, because more attributes than uvicorn's own would cost each connection a dict of 1.5 KB.
+    __slots__ = ("_header_timer", "sink")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pipeline = Pipeline()  # type: ignore[assignment]
+        self.sink: TransportSink | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = LeanFlow(transport)
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -57,6 +121,8 @@ class StreamProtocol(HttpToolsProtocol):
             self._header_timer = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if not cycle.message_event.is_set():
+            cycle.message_event = LeanEvent()
         scope: Any = cycle.scope
         scope["extensions"] = {EXTENSION: self}
         super()._start_asgi_task(cycle, app)

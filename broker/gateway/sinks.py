@@ -34,6 +34,7 @@ class StreamSink(Sink, Protocol):
 class TransportSink:
     """The fast path. `send` has written the response's head; in between, chunks go to the transport directly."""
 
+    __slots__ = ("_connection", "_lost", "_reader", "_receive", "_timeout", "paused", "write")
     chunked = True
 
     def __init__(self, connection: Connection, receive: Receive, send_timeout: float) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Receive, Scope, Send
 
 from broker import sse
 from broker.errors import RunNotFound, Unavailable
-from broker.gateway.channel import End, chunk
+from broker.gateway.channel import End, Reader
 from broker.gateway.dialects import Dialect
 from broker.gateway.hub import Hub
 from broker.gateway.sinks import StreamSink, open_sink
-from broker.ids import EventId
-from broker.runs.record import Head
 
 HEADERS = [
     (b"content-type", sse.CONTENT_TYPE),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+
+STREAM = "broker.stream"
+"""The key in an ASGI scope under which a response that has begun leaves its stream to be run."""
 
 RETRY_MS = (1000, 3000)
 """EventSource has no back-off of its own: the jitter that spreads a reconnect storm is in `retry:`."""
@@ -31,70 +33,73 @@ def retry_ms() -> int:
 
 
 class StreamResponse:
-    """An ASGI application that streams one run, from `position`, in one dialect."""
+    """An ASGI application that streams one run, in one dialect."""
+
+    __slots__ = ("_headers", "_open_reader", "_send_timeout", "dialect", "hub")
 
     def __init__(
         self,
         hub: Hub,
-        request_id: str,
-        head: Head,
         dialect: Dialect,
+        open_reader: Callable[[StreamSink], Awaitable[Reader]],
         *,
-        position: EventId,
-        long_ids: bool,
         send_timeout: float,
-        seconds: float | None,
         headers: dict[str, str],
     ) -> None:
-        """`seconds`: how long the stream may last; None is for ever."""
+        """`open_reader` is hub.open, but for the sink."""
         self.hub = hub
-        self.request_id = request_id
-        self.head = head
         self.dialect = dialect
-        self.position = position
-        self.long_ids = long_ids
-        self.send_timeout = send_timeout
-        self.seconds = seconds
-        self.headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._open_reader = open_reader
+        self._send_timeout = send_timeout
+        self._headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self.headers]})
+        """Begins the response. The rest is left to the outermost layer: what idles shall hold no router."""
+        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self._headers]})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
         await send({"type": "http.response.body", "body": self.dialect.opening(retry_ms()), "more_body": True})
-        sink = open_sink(scope, receive, send, self.send_timeout)
+        scope[STREAM] = self
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streams, and ends the response."""
+        _forget_request(scope)
+        sink = open_sink(scope, receive, send, self._send_timeout)
         try:
-            end = await self._run(sink)
+            end = End.CUT
+            reader = await self._open(sink)
+            if reader is not None:
+                try:
+                    end = await self.hub.follow(reader)
+                finally:
+                    self.hub.close_reader(reader)
             if end is End.CUT:
                 await sink.cut(self.dialect.closing(retry_ms()))
         finally:
             await sink.close()
         if end is End.FINISHED:
             try:
-                async with asyncio.timeout(self.send_timeout):
+                async with asyncio.timeout(self._send_timeout):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
                 sink.abort()
 
-    async def _run(self, sink: StreamSink) -> End:
-        cut_at = asyncio.get_running_loop().time() + self.seconds if self.seconds is not None else None
+    async def _open(self, sink: StreamSink) -> Reader | None:
+        """None where the client must come again: the run cannot be watched now, or went a moment ago."""
         try:
-            return await self.hub.stream(
-                self.request_id,
-                self.head,
-                self.dialect,
-                sink,
-                position=self.position,
-                long_ids=self.long_ids,
-                cut_at=cut_at,
-            )
-        except Unavailable:
-            return End.CUT
-        except RunNotFound:
-            gone = self.dialect.gone()
-            sink.write(chunk(gone) if sink.chunked else gone)
-            return End.FINISHED
+            return await self._open_reader(sink)
+        except (Unavailable, RunNotFound):
+            return None
+        finally:
+            del self._open_reader, self._headers
+
+
+def _forget_request(scope: Scope) -> None:
+    """The request is answered; what it brought would be held for as long as the stream."""
+    scope["headers"].clear()
+    for name in ("app", "router", "endpoint", "path_params", "state", "asgi", "starlette.exception_handlers"):
+        scope.pop(name, None)
 
 
 class ComeAgain:
