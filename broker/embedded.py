@@ -22,6 +22,9 @@ MOST_SOCKET_PATH_BYTES = 100
 """The kernel's limit is 108 on Linux and 104 on macOS, with the NUL at its end."""
 _DATA = "redis"
 _PID_FILE = "redis.pid"
+_FROM_STDIN = 'exec "$0" - <"$1"'
+"""Redis 7 takes the name of its configuration for a pattern: in a directory with a `[` or `?` in its name it finds no
+file, says nothing, and serves everyone on port 6379."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,7 @@ def prepare(binary: Path, directory: Path) -> Server:
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         out.write(os.fsencode(text))
-    return Server(command=(str(binary), str(file)), url=url)
+    return Server(command=("/bin/sh", "-c", _FROM_STDIN, str(binary), str(file)), url=url)
 
 
 def configuration(directory: Path, *, socket: Path | None = None, port: int = 0, password: str = "") -> str:

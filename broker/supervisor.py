@@ -99,10 +99,10 @@ class Supervisor:
                 return
             deaths = 0 if time.monotonic() - began > _STABLE_SECONDS else deaths + 1
             again = deaths < _QUICK_DEATHS
-            logger.warning("a process ended", extra={"process": program.name, "code": code, "quick_deaths": deaths})
+            logger.warning("a process ended", extra={"program": program.name, "code": code, "quick_deaths": deaths})
             self._on_death(program, code, again)
             if not again:
-                logger.error("a process cannot be kept running", extra={"process": program.name})
+                logger.error("a process cannot be kept running", extra={"program": program.name})
                 self.stop(failed=True)
                 return
             with contextlib.suppress(TimeoutError):
@@ -133,7 +133,7 @@ class _Stage:
                     process_group=0,
                 )
         except OSError as error:
-            logger.error("a process cannot be started", extra={"process": program.name, "error": str(error)})
+            logger.error("a process cannot be started", extra={"program": program.name, "error": str(error)})
             return 127
         self._children[program.name] = child
         if self.stopping.is_set():
