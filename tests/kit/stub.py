@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal
 
-Step = bytes | float | Literal["fin", "reset"]
+Ending = Literal["fin", "reset"]
+Step = bytes | float | Ending
 """Bytes to send, seconds to wait, or how to end the connection."""
 
 
