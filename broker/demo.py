@@ -33,6 +33,8 @@ _READY_SECONDS = 60.0
 _SAMPLE_SECONDS = 30
 _TOKEN_SECONDS = 30 * 86400
 _REPEAT_SECONDS = 5.0
+_RESTART_SECONDS = (0.2, 0.5, 1.0)
+"""Somebody is watching: what cannot start should be told soon."""
 
 
 def run(port: int, docs: Path | None) -> int:
@@ -142,7 +144,7 @@ class Sample:
 
 async def _main(demo: Demo, programs: Sequence[Program], *, stop_seconds: float) -> int:
     errors = Errors([program for program in programs if program.name != "redis"])
-    supervisor = Supervisor(programs, stop_seconds=stop_seconds, on_death=errors.died)
+    supervisor = Supervisor(programs, stop_seconds=stop_seconds, restart_seconds=_RESTART_SECONDS, on_death=errors.died)
     introducing = asyncio.create_task(_introduce(demo, supervisor))
     following = asyncio.create_task(errors.follow())
     code = await supervisor.run()

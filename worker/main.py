@@ -55,6 +55,7 @@ class Worker:
         )
         self._stops: dict[str, asyncio.Future[str]] = {}
         self._runs: set[asyncio.Task[None]] = set()
+        self._jobs: dict[str, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
         self._stopping = asyncio.Event()
         self._killed = asyncio.Event()
@@ -98,6 +99,8 @@ class Worker:
             await asyncio.wait([killed, ended], timeout=10, return_when=asyncio.FIRST_COMPLETED)
         for task in (killed, ended, *self._runs):
             task.cancel()
+        # What arq does after a job: its connections must not be closed under it.
+        await asyncio.wait(self._jobs.values(), timeout=2)
 
     async def _close(self) -> None:
         await self._controls.close()
@@ -110,6 +113,7 @@ class Worker:
     async def _take_jobs(self) -> None:
         """arq's loop ends when Redis is away for some seconds; this one goes on."""
         arq = self._arq()
+        self._jobs = arq.tasks
         failures = 0
         while True:
             try:

@@ -19,10 +19,11 @@ from tests.kit.processes import wait_for
 
 _MAIN = """
 import asyncio, json, sys
+from pathlib import Path
 from broker.supervisor import Program, Supervisor
 
 options = json.loads(sys.argv[1])
-programs = [Program(**program) for program in options.pop("programs")]
+programs = [Program(**{**p, "log": p.get("log") and Path(p["log"])}) for p in options.pop("programs")]
 
 def died(program, code, again):
     print(program.name, code, again, flush=True)
@@ -197,13 +198,8 @@ def test_what_is_stopped_last_is_still_restarted_while_the_others_end(supervised
     supervised.until("one SIGTERM")
     os.kill(supervised.pids("redis")[0], signal.SIGKILL)
     assert supervised.ended() == (0, ["redis -9 True"])
-    assert supervised.journal("begin", "end") == [
-        "redis begin",
-        "one begin",
-        "redis begin",
-        "one end",
-        "redis end",
-    ] or (supervised.journal("begin", "end") == ["one begin", "redis begin", "redis begin", "one end", "redis end"])
+    assert len(supervised.pids("redis")) == 2
+    assert supervised.journal("end") == ["one end", "redis end"]
 
 
 def test_a_child_is_in_a_process_group_of_its_own_and_hears_no_ctrl_c(supervised: Supervised) -> None:
@@ -217,15 +213,7 @@ def test_a_child_is_in_a_process_group_of_its_own_and_hears_no_ctrl_c(supervised
 def test_a_childs_output_is_appended_to_its_log(supervised: Supervised, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
-    # The supervisor turns the path of a program's log into bytes on disk itself: here it comes from JSON, as a str.
-    main = _MAIN.replace("Program(**program)", "Program(**{**program, 'log': Path(program['log'])})")
-    main = main.replace("import asyncio,", "from pathlib import Path\nimport asyncio,")
-    command = [sys.executable, "-S", "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(1)"]
-    given = {
-        "programs": [{"name": "one", "command": command, "log": str(log)}],
-        "stop_seconds": 1,
-        "restart_seconds": [0],
-    }
-    done = subprocess.run([sys.executable, "-c", main, json.dumps(given)], capture_output=True, timeout=20, check=False)
-    assert done.returncode == 1
+    program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(1)"
+    supervised.start({"name": "one", "command": [sys.executable, "-S", "-c", program], "log": str(log)})
+    assert supervised.ended()[0] == 1
     assert sorted(log.read_text().split()) == ["before", *["err"] * 5, *["out"] * 5]

