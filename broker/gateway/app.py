@@ -18,8 +18,10 @@ from broker.gateway import openapi
 from broker.gateway.access import Access
 from broker.gateway.auth import Principal, make_authenticator
 from broker.gateway.hub import Hub
+from broker.gateway.native import NativeApi
+from broker.gateway.operations import Operations
 from broker.gateway.problems import on_broker_error, on_http_exception
-from broker.gateway.routes import Gateway, NativeApi, Operations, Route
+from broker.gateway.routes import Gateway, Route
 from broker.ids import Owner
 from broker.runs.connections import connect
 from broker.runs.queue import Queue

@@ -8,8 +8,9 @@ from collections import OrderedDict
 from redis.asyncio import Redis
 
 from broker.events import Entry
-from broker.gateway.channel import SLICE_BYTES, Slice, View, chunk
 from broker.gateway.dialects import Projection
+from broker.gateway.reader import Slice, chunk
+from broker.gateway.view import SLICE_BYTES, View
 from broker.ids import EventId
 from broker.runs import log
 
@@ -24,12 +25,13 @@ _Key = tuple[str, tuple[str, bool], EventId]
 
 
 class Pages:
-    """Concurrent reads of the same page are one read; the last ones are kept, up to CACHE_BYTES."""
+    """Concurrent reads of a page are one read; the last ones of runs with readers are kept, up to CACHE_BYTES."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._reads: dict[_Key, asyncio.Task[list[Slice]]] = {}
         self._kept: OrderedDict[_Key, list[Slice]] = OrderedDict()
+        self._of_run: dict[str, set[_Key]] = {}
         self._size = 0
 
     async def after(self, view: View, position: EventId) -> list[Slice]:
@@ -54,16 +56,27 @@ class Pages:
         check_contiguous(position, entries)
         slices = encode(view.projection(), entries)
         if slices:
-            self._kept[key] = slices
-            self._size += _size(slices)
-            while self._size > CACHE_BYTES:
-                self._size -= _size(self._kept.popitem(last=False)[1])
+            self._keep(key, slices)
         return slices
 
+    def _keep(self, key: _Key, slices: list[Slice]) -> None:
+        self._kept[key] = slices
+        self._of_run.setdefault(key[0], set()).add(key)
+        self._size += _size(slices)
+        while self._size > CACHE_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        self._size -= _size(self._kept.pop(key))
+        of_run = self._of_run[key[0]]
+        of_run.discard(key)
+        if not of_run:
+            del self._of_run[key[0]]
+
     def forget(self, request_id: str) -> None:
-        """The run's log was rolled back, or has no readers any more."""
-        for key in [key for key in self._kept if key[0] == request_id]:
-            self._size -= _size(self._kept.pop(key))
+        """The run's log may have been rolled back, or has no readers any more."""
+        for key in tuple(self._of_run.get(request_id, ())):
+            self._drop(key)
 
 
 def check_contiguous(position: EventId, entries: list[Entry]) -> None:

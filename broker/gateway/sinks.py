@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from broker.gateway.channel import Reader, Sink, chunk
+from broker.gateway.reader import Reader, Sink, chunk
 
 EXTENSION = "broker.connection"
 """The key in an ASGI scope's `extensions` under which our server offers the connection itself."""

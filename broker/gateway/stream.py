@@ -10,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from broker import sse
 from broker.errors import RunNotFound, Unavailable
-from broker.gateway.channel import End, Reader
 from broker.gateway.dialects import Dialect
 from broker.gateway.hub import Hub
+from broker.gateway.reader import End, Reader
 from broker.gateway.sinks import StreamSink, open_sink
 
 HEADERS = [

@@ -1,0 +1,136 @@
+"""A reader's own way through the log: catching up, checking its cursor, waiting for a repair."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from redis.asyncio import Redis
+
+from broker.events import Attempt, Entry
+from broker.gateway.channel import Channel
+from broker.gateway.pages import Damaged, Pages
+from broker.gateway.reader import End, Reader
+from broker.ids import START
+from broker.runs import log
+from broker.runs.connections import is_away
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+
+LOST = Entry(START, "attempt", Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data())
+"""The answer to a cursor that the log does not know: start again (PROTOCOL 6.5). Its id is the cursor 0-0."""
+
+
+class Follower:
+    """Brings readers to where the others are, and there leaves them to the channel."""
+
+    def __init__(
+        self, redis: Redis, pages: Pages, reread: Callable[[Channel], asyncio.Task[None]], repair_seconds: float
+    ) -> None:
+        """`reread` starts to read a channel's run again. A lost cursor is given up after `repair_seconds`."""
+        self._redis = redis
+        self._pages = pages
+        self._reread = reread
+        self._repair_seconds = repair_seconds
+
+    async def follow(self, reader: Reader) -> End:
+        """Writes the run until it ends, the client goes, or the stream is cut."""
+        view, channel = reader.view, reader.view.channel
+        while True:
+            if reader.sink.paused and reader.ending is None:
+                await reader.sink.drain()
+                continue
+            if reader.ending is not None:
+                return reader.ending
+            if channel.gone:
+                reader.write_bytes(view.dialect.gone())
+                return End.FINISHED
+            if not reader.verified:
+                await self._verify(reader)
+            elif reader.position < channel.end:
+                await self._advance(reader)
+            elif reader.position > channel.end:
+                await self._await_repair(reader)
+            elif channel.finished:
+                return End.FINISHED
+            else:
+                view.join(reader)
+                await reader.sleep()
+                view.leave(reader)
+
+    async def _advance(self, reader: Reader) -> None:
+        """Writes the next stretch: of the ring, else of the log."""
+        part = reader.view.after(reader.position)
+        if part is not None:
+            reader.write(part)
+            return
+        try:
+            page = await self._pages.after(reader.view, reader.position)
+        except Damaged as damage:
+            await self._look_into(reader.view.channel, damage)
+            return
+        except Exception as error:
+            await self._hold(reader, error)
+            return
+        for part in page:
+            while reader.sink.paused and reader.ending is None:
+                await reader.sink.drain()
+            if reader.ending is not None or not reader.verified:
+                return
+            reader.write(part)
+
+    async def _look_into(self, channel: Channel, damage: Damaged) -> None:
+        """The log has not what its record promises: it was rolled back a moment ago, or somebody deleted from it."""
+        end = channel.end
+        await asyncio.wait([self._reread(channel)])
+        if channel.end == end and not channel.gone:
+            logger.error("a log is damaged", extra={"request_id": channel.request_id, "error": str(damage)})
+            channel.erase()
+
+    async def _verify(self, reader: Reader) -> None:
+        """A cursor goes on only where the log has its epoch; to another the answer is the whole log (6.5)."""
+        position, end = reader.position, reader.view.channel.end
+        reader.verified = True
+        if position > end or position.epoch in (START.epoch, end.epoch):
+            return
+        try:
+            known = await log.has_epoch(self._redis, reader.view.channel.request_id, position.epoch)
+        except Exception as error:
+            reader.verified = False
+            await self._hold(reader, error)
+            return
+        if not known and reader.position == position:
+            self._restart(reader)
+
+    async def _await_repair(self, reader: Reader) -> None:
+        """The log ends below the cursor. Its writer may yet append again what a failover took."""
+        channel, loop = reader.view.channel, asyncio.get_running_loop()
+        if channel.finished:
+            self._restart(reader)
+            return
+        give_up = loop.time() + self._repair_seconds
+        reader.waiting = True
+        reader.write_bytes(reader.view.dialect.heartbeat("waiting for repair"))
+        try:
+            while reader.position > channel.end and reader.ending is None and not channel.gone:
+                left = give_up - loop.time()
+                if channel.finished or left <= 0:
+                    self._restart(reader)
+                    return
+                # The channel wakes no one who is not live, so look again: a repair is rare, and not urgent.
+                await reader.sleep(min(left, 0.1))
+        finally:
+            reader.waiting = reader.verified = False
+
+    def _restart(self, reader: Reader) -> None:
+        reader.write_bytes(reader.view.projection().feed(LOST))
+        reader.position = START
+
+    async def _hold(self, reader: Reader, error: Exception) -> None:
+        """Redis is away: the stream stays open and beats."""
+        if not is_away(error):
+            raise error
+        await reader.sleep(RETRY_SECONDS)

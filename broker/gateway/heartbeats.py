@@ -1,0 +1,95 @@
+"""Heartbeats: one sweep for all streams of a process. They tell the truth, and find what pub/sub has missed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from broker.gateway.channel import Channel, State
+from broker.ids import EventId
+from broker.runs.connections import is_away
+from broker.runs.record import FINISHED
+
+logger = logging.getLogger(__name__)
+
+_READ_BATCH = 200
+_EXPECT_SECONDS = 0.5
+SHARE = 0.75
+"""A channel beats after this share of the interval: with the sweep's tick, no stream waits longer than one."""
+
+
+class Heartbeats:
+    def __init__(
+        self,
+        channels: Mapping[str, Channel],
+        states: Callable[[Sequence[Channel]], Awaitable[list[State | None]]],
+        reread: Callable[[Channel], asyncio.Task[None]],
+        seconds: float,
+    ) -> None:
+        """`states` asks Redis, `reread` starts to read a run again."""
+        self._channels = channels
+        self._states = states
+        self._reread = reread
+        self._heartbeat = seconds
+
+    def first(self) -> float:
+        """When a new channel beats, by the event loop's clock."""
+        return asyncio.get_running_loop().time() + SHARE * self._heartbeat
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        tick = min(self._heartbeat / 8, 1.0)
+        while True:
+            await asyncio.sleep(tick)
+            now = loop.time()
+            for channel in self._channels.values():
+                for view in channel.views.values():
+                    for reader in view.readers:
+                        if reader.cut_at is not None and reader.cut_at <= now:
+                            reader.cut()
+            try:
+                await self._beat([channel for channel in self._channels.values() if channel.next_beat <= now])
+            except Exception:
+                logger.exception("heartbeats failed")
+
+    async def _beat(self, due: list[Channel]) -> None:
+        """One pipelined read tells what every heartbeat says, and finds what pub/sub has missed (6.2)."""
+        timeout, away = min(self._heartbeat / 10, 1.0), False
+        for first in range(0, len(due), _READ_BATCH):
+            batch = due[first : first + _READ_BATCH]
+            ends = [channel.end for channel in batch]
+            states: list[State | None] | None = None
+            if not away:
+                try:
+                    states = await asyncio.wait_for(self._states(batch), timeout)
+                except Exception as error:
+                    if not is_away(error) and not isinstance(error, TimeoutError):
+                        raise
+                    away = True
+            now = asyncio.get_running_loop().time()
+            for index, channel in enumerate(batch):
+                channel.next_beat = now + SHARE * self._heartbeat
+                if states is None:
+                    channel.beat(None)
+                else:
+                    self._compare(channel, ends[index], states[index])
+
+    def _compare(self, channel: Channel, known: EventId, state: State | None) -> None:
+        """`known` is the channel's end as it was before the read."""
+        if channel.reading is None and not channel.gone:
+            if state is None:
+                self._reread(channel)
+                return
+            if state.end < known or (state.status not in FINISHED and channel.finished and channel.end == known):
+                self._reread(channel)
+            elif state.end > channel.end:
+                # Most likely its message is under way. If not, it was lost.
+                asyncio.get_running_loop().call_later(
+                    min(self._heartbeat / 8, _EXPECT_SECONDS), self._expect, channel, state.end
+                )
+        channel.beat(state)
+
+    def _expect(self, channel: Channel, end: EventId) -> None:
+        if channel.end < end and self._channels.get(channel.request_id) is channel and not channel.gone:
+            self._reread(channel)

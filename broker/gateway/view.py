@@ -1,0 +1,142 @@
+"""A run in one dialect and id form: the frames that its readers share, and who of them is up to date."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from broker.events import Entry
+from broker.gateway.dialects import Dialect, Projection
+from broker.gateway.reader import Reader, Slice, chunk
+from broker.ids import EventId
+
+if TYPE_CHECKING:
+    from broker.gateway.channel import Channel
+
+RING_BYTES = 16 * 1024
+"""What a view keeps for each of its readers, up to RING_BYTES_MAX: memory is bounded by connections."""
+RING_BYTES_MAX = 512 * 1024
+SLICE_BYTES = 64 * 1024
+"""About the most that goes into a connection before its back-pressure is looked at."""
+
+
+class View:
+    """A channel in one dialect and id form: each frame is encoded once, and shared by all readers."""
+
+    __slots__ = (
+        "_frames",
+        "_ids",
+        "_live_chunked",
+        "_live_plain",
+        "_long_ids",
+        "_projection",
+        "_size",
+        "_unsent",
+        "base",
+        "channel",
+        "dialect",
+        "key",
+        "readers",
+    )
+
+    def __init__(self, channel: Channel, dialect: Dialect, long_ids: bool) -> None:
+        self.channel = channel
+        self.dialect = dialect
+        self.key = (dialect.name, long_ids)
+        self.readers: set[Reader] = set()
+        self.base = channel.end
+        self._long_ids = long_ids
+        self._projection = self.projection()
+        self._ids: list[EventId] = []
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._unsent: list[bytes] = []
+        self._live_chunked: dict[Reader, Callable[[bytes], None]] = {}
+        self._live_plain: set[Reader] = set()
+
+    def projection(self) -> Projection:
+        return self.dialect.projection(self.channel.request_id, long_ids=self._long_ids)
+
+    def join(self, reader: Reader) -> None:
+        """`reader` has everything up to the channel's end, and gets what comes."""
+        if reader.sink.chunked:
+            self._live_chunked[reader] = reader.sink.write
+        else:
+            self._live_plain.add(reader)
+
+    def leave(self, reader: Reader) -> None:
+        """The reader goes on by itself from where the channel is now."""
+        if self._live_chunked.pop(reader, None) is not None:
+            reader.position = self.channel.end
+        elif reader in self._live_plain:
+            self._live_plain.discard(reader)
+            reader.position = self.channel.end
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            frame = self._projection.feed(entry)
+            self._ids.append(entry.id)
+            self._frames.append(frame)
+            self._unsent.append(frame)
+            self._size += len(frame)
+        limit = min(RING_BYTES * len(self.readers), RING_BYTES_MAX)
+        if self._size > 2 * limit and len(self._ids) > 1:
+            self._trim(limit)
+
+    def _trim(self, limit: int) -> None:
+        drop = 0
+        while self._size > limit and drop < len(self._ids) - 1:
+            self._size -= len(self._frames[drop])
+            drop += 1
+        self.base = self._ids[drop - 1]
+        del self._ids[:drop], self._frames[:drop]
+
+    def flush(self) -> None:
+        """One write for each reader, however many entries came."""
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        if data:
+            if self._live_chunked:
+                framed = chunk(data)
+                for write in tuple(self._live_chunked.values()):
+                    write(framed)
+            for reader in tuple(self._live_plain):
+                reader.sink.write(data)
+        if self.channel.finished:
+            self.release()
+
+    def release(self) -> None:
+        """All readers go on by themselves, from where the channel is now."""
+        for reader in (*self._live_chunked, *self._live_plain):
+            self.leave(reader)
+            reader.wake()
+
+    def restart(self) -> None:
+        """The ring begins anew at the channel's end."""
+        self.base, self._size = self.channel.end, 0
+        self._ids.clear()
+        self._frames.clear()
+        self._unsent.clear()
+
+    def after(self, position: EventId) -> Slice | None:
+        """What the ring has above `position`, a slice of it; None where the ring does not reach back so far."""
+        if position < self.base:
+            return None
+        first = bisect_right(self._ids, position)
+        last, size = first, 0
+        while last < len(self._ids) and size < SLICE_BYTES:
+            size += len(self._frames[last])
+            last += 1
+        if first == last:
+            return None
+        data = b"".join(self._frames[first:last])
+        return Slice(self._ids[last - 1], data, chunk(data))
+
+    def beat(self, text: str) -> None:
+        """A heartbeat for every reader that can take one."""
+        plain = {False: self.dialect.heartbeat(text), True: self.dialect.heartbeat("waiting for repair")}
+        framed = {waiting: chunk(data) for waiting, data in plain.items()}
+        for reader in tuple(self.readers):
+            if not reader.sink.paused:
+                reader.sink.write((framed if reader.sink.chunked else plain)[reader.waiting])
