@@ -12,7 +12,7 @@ from broker.events import Entry
 
 
 class Projection(Protocol):
-    """The fold, somewhere in a log."""
+    """The fold, somewhere in a log. An entry's frames depend on that entry alone, so that it can begin anywhere."""
 
     def feed(self, entry: Entry) -> bytes:
         """The frames of the next entry, whole; b"" where the dialect shows nothing for it."""
@@ -24,12 +24,8 @@ class Dialect(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def stateless(self) -> bool:
-        """Whether an entry's frames depend on that entry alone, so that a projection can begin anywhere."""
-
     def projection(self, request_id: str, *, long_ids: bool) -> Projection:
-        """A fold at the log's beginning. `long_ids`: cursors of the form `<request_id>/<event id>`."""
+        """A fold. `long_ids`: cursors of the form `<request_id>/<event id>`."""
 
     def opening(self, retry_ms: int) -> bytes:
         """A connection's first bytes."""

@@ -8,7 +8,6 @@ from broker.events import Entry, Error
 
 class Native:
     name = "native"
-    stateless = True
 
     def projection(self, request_id: str, *, long_ids: bool) -> NativeProjection:
         return NativeProjection(f"{request_id}/" if long_ids else "")
