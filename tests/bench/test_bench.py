@@ -1,0 +1,87 @@
+"""The benchmark's smoke run: that it measures, never how fast."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.scenarios import FULL, QUICK
+from tests.bench.targets import TARGETS
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the load tools need epoll, and the figures /proc"),
+    pytest.mark.timeout(300),
+]
+
+COMMON = {"rss_mib", "server_busy", "redis_busy", "redis_commands", "redis_connections"}
+TAIL = COMMON | {"delivered_per_s", "delivered_share", "server_us", "p50_ms", "p99_ms", "redis_us", "publisher_late_ms"}
+LATENCIES = {"rest_p50_ms", "rest_p99_ms", "loaded_p50_ms", "loaded_p99_ms"}
+FIGURES = {
+    "fanout": TAIL,
+    "fanout-fast": TAIL,
+    "runs": TAIL,
+    "runs-max": TAIL | {"runs_held"},
+    "herd": COMMON | {"delivered_per_s", "delivered_share", "server_us", "all_s"},
+    "idle": COMMON | {"kib_per_stream", "open_s", "heartbeats"},
+    "submit": COMMON | LATENCIES | {"delivered_per_s", "server_ms", "worker_ms", "redis_us"},
+}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `--quick --json` writes."""
+    path: Path = tmp_path_factory.mktemp("bench") / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--patience", "0", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return loaded
+
+
+def medians(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(scenario, target, figures)"""
+    return [
+        (result["scenario"], target, figures)
+        for result in document["results"]
+        for target, figures in result["medians"].items()
+    ]
+
+
+def test_every_scenario_is_measured_on_every_target(document: dict[str, Any]) -> None:
+    expected = [(scenario.name, target) for scenario in FULL.scenarios for target in TARGETS]
+    assert [(scenario, target) for scenario, target, _ in medians(document)] == expected
+    assert [scenario.name for scenario in QUICK.scenarios] == [scenario.name for scenario in FULL.scenarios]
+
+
+def test_every_figure_is_there(document: dict[str, Any]) -> None:
+    for scenario, target, figures in medians(document):
+        missing = {name for name in FIGURES[scenario] if figures[name] is None}
+        assert not missing, f"{scenario} of {target} lacks {missing}"
+
+
+def test_every_client_gets_everything(document: dict[str, Any]) -> None:
+    for scenario, target, figures in medians(document):
+        assert figures["complete"], f"{scenario} of {target}"
+        assert figures["delivered_share"] in (None, 1.0), f"{scenario} of {target}"
+
+
+def test_idle_streams_get_heartbeats(document: dict[str, Any]) -> None:
+    for scenario, target, figures in medians(document):
+        if scenario == "idle":
+            assert figures["heartbeats"] >= 1, target
+
+
+def test_the_gateways_connections_to_redis_do_not_grow_with_its_clients(document: dict[str, Any]) -> None:
+    for scenario, target, figures in medians(document):
+        if target == "broker":
+            assert figures["redis_connections"] <= 7, scenario
+
+
+def test_the_machine_and_the_versions_are_told(document: dict[str, Any]) -> None:
+    machine = document["machine"]
+    assert machine["cpu"] and machine["core_count"] >= 1 and "redis-server" in machine["versions"]
