@@ -97,6 +97,7 @@ class Stream:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await self._close_writer()
 
     async def _close_writer(self) -> None:
         if self._writer is not None:
