@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import secrets
 from collections.abc import Awaitable
 from typing import NamedTuple, cast
@@ -21,6 +22,7 @@ from broker.runs.record import HEAD_FIELDS, LIVE, RECORD_FIELDS, Head, Record, S
 from broker.runs.scripts import Answer, IdempotencyClaim, Scripts, claim_key
 from broker.settings import Settings
 
+_LIST_CURSOR = re.compile(r"([0-9]{1,15}):([0-9a-f]{32})")
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
 
@@ -215,7 +217,10 @@ def _list_cursor(request_id: str, time_ms: int) -> str:
 def _parse_list_cursor(cursor: str) -> tuple[str, int]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        time_ms, _, request_id = base64.urlsafe_b64decode(padded.encode("ascii")).decode("ascii").partition(":")
-        return request_id, int(time_ms)
+        text = base64.urlsafe_b64decode(padded.encode("ascii")).decode("ascii")
     except (binascii.Error, ValueError):
-        raise BadRequest("`cursor` is not one that this list gave out.") from None
+        text = ""
+    match = _LIST_CURSOR.fullmatch(text)
+    if match is None:
+        raise BadRequest("`cursor` is not one that this list gave out.")
+    return match[2], int(match[1])
