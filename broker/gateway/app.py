@@ -64,6 +64,7 @@ def make_app(settings: Settings) -> Access:
         exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_exception},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # to an address that the Host header names
     app.state.gateway = gateway
     return Access(app)
 

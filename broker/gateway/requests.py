@@ -51,6 +51,9 @@ async def _json(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the body as JSON, with the header 'Content-Type: application/json'.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
     body = bytearray()
     async for part in request.stream():
         body += part
