@@ -72,7 +72,7 @@ class Proxy:
     # -- faults ----------------------------------------------------------------------------------------------
 
     def delay(self, seconds: float) -> None:
-        """Each reply is held for this long."""
+        """Each reply is held for this long, and each first SUBSCRIBE."""
         self._delay = seconds
 
     def pause(self) -> None:
@@ -151,6 +151,8 @@ class Proxy:
                 command, raw = await _command(reader)
                 await self._passing.wait()
                 if command[0].upper() in (b"SUBSCRIBE", b"SSUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"):
+                    if self._delay:
+                        await asyncio.sleep(self._delay)
                     upstream.write(raw)
                     await self._pass_through(reader, writer, upstream_reader, upstream)
                     return

@@ -81,6 +81,7 @@ class Machine(RuleBasedStateMachine):
         if claimed:
             self.submit(False)
             self.claim(1, False)
+            self.remember()
 
     def seldom(self, what: str, after: int) -> bool:
         """Keeps the rules that say the same nearly always, or end nearly everything, from filling the schedule."""
@@ -178,6 +179,16 @@ class Machine(RuleBasedStateMachine):
         first = min(new + skipped, last) if skipped else max(1, new - back)
         self.send(writer, first, last, data.draw(st.integers(1, first)), checkpoint, lost)
 
+    @precondition(lambda self: len(self.open_writers) < len(self.writers))
+    @rule(data=st.data(), lost=st.booleans())
+    def write_after_the_end(self, data: Any, lost: bool) -> None:
+        writer = data.draw(st.sampled_from([writer for writer in self.writers if writer not in self.open_writers]))
+        tail = self.written[writer]
+        seq = len(tail) + 1
+        tail.append(Entry(EventId(writer.epoch, seq), "token", '{"text":"more"}'))
+        self.send(writer, seq, seq, data.draw(st.integers(1, seq)), False, lost)
+        tail.pop()
+
     @precondition(lambda self: self.writers)
     @rule(data=st.data(), lost=st.booleans())
     def send_again(self, data: Any, lost: bool) -> None:
@@ -214,11 +225,14 @@ class Machine(RuleBasedStateMachine):
         self.hear()
         assert self.mirror == []
 
-    @precondition(lambda self: self.model.status == "running")
-    @rule()
-    def fence(self) -> None:
+    @precondition(lambda self: self.model.status == "running" and self.seldom("fence", 2))
+    @rule(claimed=st.booleans())
+    def fence(self, claimed: bool) -> None:
+        self.done["fence"] += 1
         self.model.fence()
         self.runner.run(self.write_fence())
+        if claimed:
+            self.claim(1, False)
 
     async def write_fence(self) -> None:
         await self.redis.hset(keys.run(self.request_id), mapping={"status": "queued", "token": ""})  # type: ignore[misc]
