@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic_core import PydanticKnownError
 
 from broker.fold import Outcome
 from broker.runs.record import Record
@@ -17,16 +19,36 @@ Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 Object = dict[str, Any]
 
 
+def _length(least: int, most: int) -> AfterValidator:
+    """In characters. pydantic's own bounds refuse lone surrogates too, which JSON can carry."""
+
+    def check(text: str) -> str:
+        if len(text) < least:
+            raise PydanticKnownError("string_too_short", {"min_length": least})
+        if len(text) > most:
+            raise PydanticKnownError("string_too_long", {"max_length": most})
+        return text
+
+    return AfterValidator(check)
+
+
+Query = Annotated[str, Strict(), _length(1, sys.maxsize), WithJsonSchema({"type": "string", "minLength": 1})]
+SessionId = Annotated[
+    str,
+    Strict(),
+    _length(1, MAX_SESSION_ID),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_SESSION_ID}),
+]
+
+
 class SubmitBody(BaseModel):
     """A query for an agent. The same query by the same owner joins the run that is under way."""
 
     model_config = ConfigDict(extra="forbid")
 
-    query: Annotated[str, Strict()] = Field(min_length=1, description="What the agent shall do.")
+    query: Query = Field(description="What the agent shall do.")
     agent: Annotated[str, Strict()] | None = Field(None, description="One of the configured agents.")
-    session_id: Annotated[str, Strict(), StringConstraints(min_length=1, max_length=MAX_SESSION_ID)] | None = Field(
-        None, description="Groups runs; made up when absent."
-    )
+    session_id: SessionId | None = Field(None, description="Groups runs; made up when absent.")
     parameters: Object = Field(default_factory=dict, description="The agent's own parameters; part of the query.")
     metadata: Object = Field(default_factory=dict, description="Kept with the run; not part of the query.")
     cancel_if_unwatched: float | None = Field(

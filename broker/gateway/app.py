@@ -20,7 +20,7 @@ from broker.gateway.auth import Principal, make_authenticator
 from broker.gateway.hub import Hub
 from broker.gateway.native import NativeApi
 from broker.gateway.operations import Operations
-from broker.gateway.problems import on_broker_error, on_http_exception
+from broker.gateway.problems import on_broker_error, on_http_exception, on_unexpected
 from broker.gateway.routes import Gateway, Route
 from broker.ids import Owner
 from broker.runs.connections import connect
@@ -61,7 +61,11 @@ def make_app(settings: Settings) -> Access:
     app = Starlette(
         routes=_starlette_routes(gateway, table),
         middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
-        exception_handlers={BrokerError: on_broker_error, HTTPException: on_http_exception},
+        exception_handlers={
+            BrokerError: on_broker_error,
+            HTTPException: on_http_exception,
+            Exception: on_unexpected,
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # to an address that the Host header names

@@ -73,6 +73,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return Response(body, status, dict(error.headers or {}), MEDIA_TYPE)
 
 
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again after this, so that the outermost layer logs it."""
+    return internal()
+
+
 def internal() -> Response:
     """For what nobody foresaw; what it was stands in the log only."""
     detail = "Something went wrong here; the log of the gateway names it under this X-Request-Id."

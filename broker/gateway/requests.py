@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NoReturn
 
@@ -60,7 +61,7 @@ async def _json(request: Request) -> Any:
         if len(body) > MAX_BODY:
             raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
     except (ValueError, RecursionError) as error:
@@ -72,10 +73,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    """1e999 is JSON, but no number that we could pass on."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 def _fields(error: ValidationError) -> list[dict[str, str]]:
     return [
         {
-            "field": ".".join(str(part) for part in item["loc"]).encode("ascii", "replace").decode(),
+            "field": ".".join(str(part) for part in item["loc"]),
             "message": item["msg"],
         }
         for item in error.errors(include_url=False, include_input=False, include_context=False)

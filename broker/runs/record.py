@@ -37,7 +37,7 @@ class Submission:
         }
         try:
             canonical = rfc8785.dumps(value)
-        except rfc8785.CanonicalizationError:  # lone surrogates, integers above 2**53: RFC 8785 has no form for them
+        except ValueError:  # lone surrogates, integers above 2**53: RFC 8785 has no form for them
             canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode("ascii")
         return hashlib.sha256(canonical).hexdigest()
 
