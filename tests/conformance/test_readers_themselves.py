@@ -151,8 +151,8 @@ def test_an_event_source_keeps_its_id_over_a_frame_without_one() -> None:
 @every_reader
 def test_the_proxy_breaks_the_answer_after_the_bytes_that_it_was_told(reader: Reader) -> None:
     answer = chunked(ONE, TWO)
-    end = answer.index(TWO) + len(TWO)
-    for size, expected in ((end - 3, 1), (end + len(b"\r\n"), 2)):
+    end = answer.index(TWO) + len(TWO) - answer.index(b"\r\n\r\n") - 4
+    for size, expected in ((0, 0), (1, 0), (end - 3, 1), (end + len(b"\r\n"), 2)):
         with Stub([answer]) as stub, Resets([stub.url], lambda size=size: size) as proxy:  # type: ignore[misc]
             seen = []
             with pytest.raises(Cut):

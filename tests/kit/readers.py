@@ -228,13 +228,14 @@ def openai_sdk(target: Target, after: str) -> Iterator[Event]:
     """The SDK's own client and Stream, without its casts to OpenAI's types."""
     parts = urlsplit(target.url)
     path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    options: Any = {"headers": target.request_headers(after)}
+    options: Any = {"headers": {**target.request_headers(after), "Content-Type": "application/json"}}
     base = f"{parts.scheme}://{parts.netloc}"
     with (
         openai.OpenAI(api_key="unused", base_url=base, max_retries=0, timeout=TIMEOUT) as client,
         _cuts(openai.APIConnectionError),
     ):
-        ask: Any = client.get if target.body is None else partial(client.post, body=target.body)
+        # Its own encoder would fail on lone surrogates.
+        ask: Any = client.get if target.body is None else partial(client.post, content=target.content())
         with ask(path, cast_to=object, stream=True, stream_cls=openai.Stream[object], options=options) as stream:
             _check(stream.response.status_code, lambda: stream.response.read().decode())
             yield from _openai_events(stream._iter_events())

@@ -14,9 +14,10 @@ from tests.kit.stub import reset
 
 
 class Resets:
-    """Hands each new connection to the next of `upstreams`, and breaks it after `budget()` bytes of its answers.
+    """Hands each new connection to the next of `upstreams`, and breaks it after `budget()` bytes of its answer's body.
 
-    `budget` is asked once for each connection; None lets it live. Every second break is an RST, the others are a FIN.
+    `budget` is asked once for each connection: 0 breaks it before the head, None lets it live. Every second break is an
+    RST, the others are a FIN. Heads are not torn: http.client, and so requests, takes a torn head for a whole one.
     """
 
     def __init__(self, upstreams: Sequence[str], budget: Callable[[], int | None]) -> None:
@@ -74,15 +75,19 @@ class Resets:
         _shut(server)
 
     def _down(self, server: socket.socket, client: socket.socket, budget: int | None) -> None:
+        left, head = budget, b""
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
-                if budget is not None and len(data) >= budget:
-                    client.sendall(data[:budget])
+                if left is not None and not head.endswith(b"\r\n\r\n"):
+                    head, rest = _through_head(head + data)
+                    left += len(data) - len(rest) if budget else 0
+                if left is not None and len(data) >= left:
+                    client.sendall(data[:left])
                     self._break(client, server)
                     return
                 client.sendall(data)
-                if budget is not None:
-                    budget -= len(data)
+                if left is not None:
+                    left -= len(data)
         _shut(client)
 
     def _break(self, client: socket.socket, server: socket.socket) -> None:
@@ -93,6 +98,12 @@ class Resets:
             reset(client)
         _shut(client)
         _shut(server)
+
+
+def _through_head(data: bytes) -> tuple[bytes, bytes]:
+    """(the head, as far as it is there; what follows it)"""
+    at = data.find(b"\r\n\r\n")
+    return (data, b"") if at < 0 else (data[: at + 4], data[at + 4 :])
 
 
 def _shut(sock: socket.socket) -> None:

@@ -147,12 +147,14 @@ class EventSource:
         """One connection. A broken one is reestablished, as is one that ends."""
         sent = self.last_event_id or None
         headers = {**self._headers, "Last-Event-ID": sent} if sent else self._headers
-        method = "GET" if self._body is None else "POST"
+        method, content = ("GET", None) if self._body is None else ("POST", json.dumps(self._body).encode("ascii"))
+        if content:
+            headers = {**headers, "Content-Type": "application/json"}
         number = len(self.connections)
         self.connections.append(Connection(sent, None, waited))
         with (
             contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError),
-            client.stream(method, self.url, headers=headers, json=self._body) as response,
+            client.stream(method, self.url, headers=headers, content=content) as response,
         ):
             self.connections[number] = Connection(sent, response.status_code, waited)
             content_type = response.headers.get("content-type", "").partition(";")[0]
