@@ -187,7 +187,7 @@ class NativeApi:
         record = await self._runs.record(request_id)
         etag = f'"{record.end}"'
         headers["ETag"] = etag
-        if unless is not None and etag in (tag.strip().removeprefix("W/") for tag in unless.split(",")):
+        if unless is not None and {"*", etag} & {tag.strip().removeprefix("W/") for tag in unless.split(",")}:
             return Response(status_code=304, headers=headers)
         return json_response(api.run(record, await self._runs.outcome(record)), 200, headers)
 
