@@ -34,7 +34,7 @@ class Program:
 
 
 class Supervisor:
-    """Runs programs until SIGTERM, SIGINT or SIGHUP, which ends them with SIGTERM; a second one kills.
+    """Runs programs until SIGTERM, SIGINT or SIGHUP, and ends them with SIGTERM. A second SIGTERM or SIGINT kills.
 
     `on_death(program, exit code, whether it is started again)` is called for each end that nobody asked for.
     """
@@ -56,7 +56,7 @@ class Supervisor:
     async def run(self) -> int:
         """Returns 0, or 1 when a program could not be kept running."""
         loop = asyncio.get_running_loop()
-        heard = _listen(loop, self._signalled)
+        heard = self._listen(loop)
         keeping = [
             [asyncio.create_task(self._keep(program, stage)) for program in stage.programs] for stage in self._stages
         ]
@@ -79,6 +79,19 @@ class Supervisor:
         """Once is enough. `failed` is for a reason that makes the exit code 1."""
         self._failed = self._failed or failed
         self._stages[0].stop(self._stop_seconds)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> list[signal.Signals]:
+        """The signals that are heard from now on."""
+        actions: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: self._signalled,
+            signal.SIGINT: self._signalled,
+        }
+        # A terminal that is closed is told by the shell and by the kernel: twice is no impatience. Under nohup, never.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            actions[signal.SIGHUP] = self.stop
+        for number, action in actions.items():
+            loop.add_signal_handler(number, action)
+        return list(actions)
 
     def _signalled(self) -> None:
         if self.stopping:
@@ -152,13 +165,3 @@ class _Stage:
             if child.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(number)
-
-
-def _listen(loop: asyncio.AbstractEventLoop, heard: Callable[[], None]) -> list[signal.Signals]:
-    """The signals that now call `heard`. A SIGHUP (the terminal was closed) stays ignored under nohup."""
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, heard)
-    return numbers

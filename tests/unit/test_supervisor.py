@@ -164,6 +164,14 @@ def test_under_nohup_the_end_of_the_terminal_is_not_heard(supervised: Supervised
     assert supervised.ended() == (0, [])
 
 
+def test_a_terminal_that_is_closed_is_heard_twice_and_kills_nothing(supervised: Supervised) -> None:
+    supervised.start(supervised.child("one", linger=0.5), supervised.child("last", stop_last=True))
+    supervised.until("one begin", "last begin").signal(signal.SIGHUP)
+    supervised.until("one SIGTERM").signal(signal.SIGHUP)
+    assert supervised.ended() == (0, [])
+    assert supervised.journal("end") == ["one end", "last end"]
+
+
 def test_a_second_signal_kills(supervised: Supervised) -> None:
     supervised.start(supervised.child("deaf", stubborn=True), supervised.child("last", stop_last=True))
     supervised.until("deaf begin", "last begin").signal(signal.SIGTERM)
