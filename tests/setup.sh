@@ -9,8 +9,6 @@ usable() {
     case $1 in
         # A compiler without the C library's headers compiles nothing.
         gcc) command -v gcc >/dev/null && printf '#include <stdio.h>\n#include <pthread.h>\n' | gcc -E - >/dev/null 2>&1 ;;
-        # Debian has it in a directory that may be missing from a user's PATH.
-        nginx) PATH="$PATH:/usr/sbin" command -v nginx >/dev/null ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }

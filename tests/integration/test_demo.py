@@ -35,18 +35,21 @@ The gateway answers with what the client missed, and sends nothing twice. A stre
 class Demo:
     """A demo, and everything that it started."""
 
-    def __init__(self, directory: Path, port: int, **variables: str) -> None:
+    def __init__(self, directory: Path, port: int, *, own_documents: bool = True, **variables: str) -> None:
         self.directory = directory
         self.url = f"http://127.0.0.1:{port}"
-        documents = directory.parent / "documents"
-        documents.mkdir(exist_ok=True)
-        (documents / "streams.md").write_text(DOCUMENT)
+        options = ["--port", str(port)]
+        if own_documents:
+            documents = directory.parent / "documents"
+            documents.mkdir(exist_ok=True)
+            (documents / "streams.md").write_text(DOCUMENT)
+            options += ["--docs", str(documents)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
         self._started: list[psutil.Process] = []
         self._out, self._err = (directory.parent / f"{name}-{time.monotonic_ns()}" for name in ("out", "err"))
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "broker", "demo", "--port", str(port), "--docs", str(documents)],
+                [sys.executable, "-m", "broker", "demo", *options],
                 env={**clean, "BROKER_DEMO_DIR": str(directory), **variables},
                 stdout=out,
                 stderr=err,
@@ -145,8 +148,8 @@ def demo(folder: Path) -> Iterator[Demo]:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Demo] = []
 
-    def starter(directory: Path | None = None, port: int | None = None, **variables: str) -> Demo:
-        demo = Demo(directory or tmp_path / ".demo", port or free_port(), **variables)
+    def starter(directory: Path | None = None, port: int | None = None, **options: Any) -> Demo:
+        demo = Demo(directory or tmp_path / ".demo", port or free_port(), **options)
         started.append(demo)
         return demo
 
@@ -222,6 +225,20 @@ def test_redis_listens_on_a_socket_that_nobody_else_can_reach(demo: Demo) -> Non
     redis = demo.child("redis-server")
     assert [c for c in redis.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
     assert (demo.directory / "redis").stat().st_mode & 0o777 == 0o700
+
+
+def test_without_documents_of_the_users_it_answers_from_the_projects_own(start: Start) -> None:
+    demo = start(own_documents=False).until_ready()
+    run = json.loads(pasted(demo.lines[2]))
+    assert run["citations"]
+    assert {citation["path"].partition("/")[0] for citation in run["citations"]} <= {"README.md", "docs"}
+
+
+def test_without_a_secret_to_sign_with_it_says_so(start: Start) -> None:
+    demo = start(BROKER_JWT_JWKS_URL="https://issuer.example/jwks.json")
+    assert demo.popen.wait(20) == 1
+    wanted = "The demo signs a token for its own requests: set BROKER_JWT_SECRET, or BROKER_AUTH=none."
+    assert demo.errors == f"broker: {wanted}\n"
 
 
 def test_where_a_secret_is_set_the_lines_carry_a_token(start: Start) -> None:
