@@ -32,6 +32,7 @@ class Channel:
         "opened",
         "reading",
         "request_id",
+        "stale",
         "status",
         "subscribed",
         "users",
@@ -52,6 +53,8 @@ class Channel:
         self.watchers: set[asyncio.Future[None]] = set()
         self.inbox: list[tuple[EventId, list[Entry]]] = []
         """Messages that wait while the run is read again."""
+        self.stale = False
+        """Whether something came meanwhile that only another read can tell."""
         self.reading: asyncio.Task[None] | None = None
         self.next_beat = 0.0
 

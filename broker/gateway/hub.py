@@ -164,8 +164,7 @@ class Hub:
         self._dirty.discard(channel)
         if channel.reading is not None:
             channel.reading.cancel()
-        if channel.subscribed:
-            self._subscriber.unsubscribe(keys.channel(channel.request_id))
+        self._subscriber.unsubscribe(keys.channel(channel.request_id))
 
     def _start_reading(self, channel: Channel) -> asyncio.Task[None]:
         """Reads the run again; one read at a time for each channel."""
@@ -203,11 +202,11 @@ class Hub:
     def _take_inbox(self, channel: Channel) -> None:
         """Messages that came while the run was read."""
         inbox, channel.inbox = channel.inbox, []
-        for index, (prev, entries) in enumerate(inbox):
-            if not channel.accept(prev, entries):
-                channel.inbox = inbox[index:]
-                self._start_reading(channel)
-                break
+        stale, channel.stale = channel.stale, False
+        if stale or not all(channel.accept(prev, entries) for prev, entries in inbox):
+            # A read that starts now is younger than all of them and covers them. They are not tried again after it:
+            # one that belongs to a log that a failover took would never fit.
+            self._start_reading(channel)
         channel.flush()
 
     async def _states(self, channels: Sequence[Channel]) -> list[State | None]:
@@ -225,7 +224,11 @@ class Hub:
         channel = self._channels.get(keys.request_id_of(name))
         if channel is None:
             return
-        message = log.parse_message(payload)
+        try:
+            message = log.parse_message(payload)
+        except ValueError as error:
+            self._puzzled(channel, error)
+            return
         if message is None:
             channel.erase()
         elif channel.reading is not None:
@@ -233,8 +236,18 @@ class Hub:
         elif channel.accept(*message):
             self._dirty.add(channel)
         else:
-            channel.inbox.append(message)
             self._start_reading(channel)
+
+    def _puzzled(self, channel: Channel, error: ValueError) -> None:
+        """In a rolling upgrade a newer version writes: what its messages say is in the log too."""
+        if channel.reading is not None:
+            channel.stale = True
+            return
+        logger.warning(
+            "a message is not understood, the log is read instead",
+            extra={"request_id": channel.request_id, "error": repr(error)},
+        )
+        self._start_reading(channel)
 
     def _flush(self) -> None:
         for channel in self._dirty:

@@ -47,13 +47,15 @@ class Appended(NamedTuple):
 
 
 def parse_message(payload: bytes) -> Appended | None:
-    """None says that the run was erased."""
+    """None says that the run was erased. Raises ValueError for what this version did not write."""
     head, *lines = payload.decode("ascii").split("\n")
     version, _, prev = head.partition(" ")
     if version != "1":
         raise ValueError(f"a message of version {version}; this gateway knows version 1")
     if prev == "erased":
         return None
+    if not lines:
+        raise ValueError("a message without entries")
     entries = []
     for line in lines:
         entry_id, kind, data = line.split(" ", 2)

@@ -76,6 +76,9 @@ class Subscriber:
         await confirmed
 
     def unsubscribe(self, channel: str) -> None:
+        """Also for a subscription that was not confirmed; nothing where none was asked for."""
+        if channel not in self._channels:
+            return
         self._channels.discard(channel)
         if self._link is not None:
             self._link.send("UNSUBSCRIBE", channel)
