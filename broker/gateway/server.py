@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -88,12 +88,13 @@ class StreamProtocol(HttpToolsProtocol):
     """Offers itself to the application as an extension of the scope (broker.gateway.sinks)."""
 
     # In slots, because more attributes than uvicorn's own would cost each connection a dict of 1.5 KB.
-    __slots__ = ("_header_timer", "sink")
+    __slots__ = ("_answering", "_header_timer", "sink")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self.sink: TransportSink | None = None
+        self._answering: RequestResponseCycle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -108,6 +109,10 @@ class StreamProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn tells the newest request only: where others are pipelined, that is not the one that has begun.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         if self.sink is not None:
             self.sink.lost()
 
@@ -123,9 +128,10 @@ class StreamProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not cycle.message_event.is_set():
             cycle.message_event = LeanEvent()
+        self._answering = cycle
         scope: Any = cycle.scope
         scope["extensions"] = {EXTENSION: self}
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, app if scope["http_version"] == "1.1" else _without_chunks(cycle, app))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -146,6 +152,23 @@ class StreamProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
+
+
+def _without_chunks(cycle: RequestResponseCycle, app: Any) -> Any:
+    """For HTTP/1.0, to which uvicorn sends chunks as well: a body without a length ends with its connection."""
+
+    async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def plain_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                cycle.chunked_encoding = None if b"content-length" in names else False
+            elif cycle.chunked_encoding is False and not cycle.expected_content_length:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, plain_send)
+
+    return unchunked
 
 
 class Server(uvicorn.Server):
