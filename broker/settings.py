@@ -24,7 +24,9 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Every setting with its default. Seconds are floats; `None` and empty mean off."""
 
-    model_config = SettingsConfigDict(env_prefix="BROKER_", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BROKER_", extra="ignore", frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
 
     redis_url: str = Field("redis://127.0.0.1:6379", description="The Redis that holds the runs.")
     queue_redis_url: str | None = Field(None, description="The Redis that holds the queue; the same by default.")
@@ -86,8 +88,13 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "queue_redis_url")
     @classmethod
     def _redis_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://", "fakeredis://")):
-            raise ValueError("use redis://, rediss:// or unix://")
+        if value is not None:
+            if not value.startswith(("redis://", "rediss://", "unix://", "fakeredis://")):
+                raise ValueError("use redis://, rediss:// or unix://")
+            try:
+                _ = urlsplit(value).port
+            except ValueError:  # which would quote the URL, and so its password
+                raise ValueError("this is no URL of a Redis, such as redis://127.0.0.1:6379") from None
         return value
 
     @model_validator(mode="after")
