@@ -27,12 +27,13 @@ untested() {
         nginx) echo "streams through a real load balancer" ;;
         gcc) echo "many streams at once; the load tools are in C" ;;
         curl) echo "the lines that the demo prints" ;;
+        chromium) echo "the console page, and EventSource, in a real browser" ;;
     esac
 }
 
 missing() {
     local command
-    for command in redis-server nginx gcc curl; do
+    for command in redis-server nginx gcc curl chromium; do
         usable "$command" || echo "$command"
     done
 }
