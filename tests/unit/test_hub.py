@@ -29,7 +29,7 @@ from tests.kit.redis_server import RedisServer
 from tests.kit.runs import FINAL, RETENTION_MS, append, cancel, claim, queued, running, words
 from tests.kit.scale import scaled
 
-HEARTBEAT = 0.4
+HEARTBEAT = 0.2
 
 
 class Connection:
@@ -452,7 +452,7 @@ async def test_a_message_of_a_log_that_a_failover_took_is_not_read_after_for_eve
     await until(lambda: len(stream.entries()) == 2)
     before = await reads(redis, "hmget")
     await redis.publish(keys.channel(lease.request_id), f"1 {prev}\n999999999-2 token {{}}".encode())
-    await asyncio.sleep(HEARTBEAT * 2)
+    await asyncio.sleep(HEARTBEAT)
     assert await reads(redis, "hmget") - before < 20
     await write(scripts, lease, 5)
     await check_whole(redis, stream, lease.request_id)
