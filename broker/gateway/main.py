@@ -9,6 +9,7 @@ import sys
 
 from broker.errors import Misconfigured
 from broker.gateway.app import make_app
+from broker.gateway.auth import make_authenticator
 from broker.gateway.server import SHUTDOWN_SECONDS, Server, configure
 from broker.settings import Settings
 from broker.supervisor import Program, Supervisor
@@ -48,7 +49,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve_many(settings: Settings, *, host: str, port: int, processes: int) -> int:
-    """A supervisor above `processes` gateways, which accept from one socket."""
+    """A supervisor above `processes` gateways, which accept from one socket. Raises Misconfigured, as `serve` does."""
+    make_authenticator(settings)
     listener = listen(host, port)
     listener.set_inheritable(True)
     fd = listener.fileno()
