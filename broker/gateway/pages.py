@@ -47,17 +47,22 @@ class Pages:
         read = self._reads.get(key)
         if read is None:
             read = self._reads[key] = asyncio.create_task(self._read(key, view))
-            read.add_done_callback(lambda _: self._reads.pop(key, None))
+            read.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(read)
 
     async def _read(self, key: _Key, view: View) -> list[Slice]:
         request_id, _, position = key
         entries = await log.read(self._redis, request_id, position)
         check_contiguous(position, entries)
-        slices = encode(view.projection(), entries)
-        if slices:
-            self._keep(key, slices)
-        return slices
+        return encode(view.projection(), entries)
+
+    def _ended(self, key: _Key, read: asyncio.Task[list[Slice]]) -> None:
+        """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before."""
+        failed = read.cancelled() or read.exception() is not None
+        if self._reads.get(key) is read:
+            del self._reads[key]
+            if not failed:
+                self._keep(key, read.result())
 
     def _keep(self, key: _Key, slices: list[Slice]) -> None:
         self._kept[key] = slices
@@ -77,6 +82,8 @@ class Pages:
         """The run's log may have been rolled back, or has no readers any more."""
         for key in tuple(self._of_run.get(request_id, ())):
             self._drop(key)
+        for key in [key for key in self._reads if key[0] == request_id]:
+            del self._reads[key]
 
 
 def check_contiguous(position: EventId, entries: list[Entry]) -> None:

@@ -169,7 +169,12 @@ class _Link:
 
 async def _open(redis: Redis, received: Callable[[list[list[Any]]], None]) -> _Link:
     connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    await connection.connect()
+    try:
+        await connection.connect()
+    except BaseException:
+        # redis-py leaves the socket open when it is cancelled between the connection and its greeting.
+        await connection.disconnect(nowait=True)
+        raise
     if getattr(connection, "_writer", None) is None or not hasattr(connection._writer, "transport"):
         await connection.disconnect()
         return _PubSubLink(redis.pubsub(), received)
