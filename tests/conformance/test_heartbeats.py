@@ -39,7 +39,12 @@ class Watch:
 def _watch(target: Target, after: str = "") -> Watch:
     watch, last = Watch(), time.monotonic()
     with httpx.stream(
-        target.method, target.url, headers=target.request_headers(after), json=target.body, timeout=PATIENCE + 5
+        target.method,
+        target.url,
+        headers=target.request_headers(after),
+        json=target.body,
+        timeout=PATIENCE + 5,
+        verify=False,
     ) as response:
         assert response.status_code == 200
         for data in response.iter_raw():
@@ -67,7 +72,7 @@ def _check_beats(watch: Watch, at_least: int) -> None:
 
 
 def test_an_idle_stream_gets_bytes_within_every_heartbeat(wire: Wire, alice: Client, subject: str) -> None:
-    body: dict[str, Any] = {"agent": "sleeper", "parameters": {"seconds": 2.2}}
+    body: dict[str, Any] = {"agent": "sleeper", "parameters": {"seconds": 1.7}}
     request_id = alice.submit("idle", **body)
     with ThreadPoolExecutor(2) as pool:
         watches = list(pool.map(_watch, (wire.get(subject, request_id), wire.post(subject, "idle", **body))))
@@ -80,7 +85,7 @@ def test_an_idle_stream_gets_bytes_within_every_heartbeat(wire: Wire, alice: Cli
 
 def test_heartbeats_are_invisible_to_every_reader(wire: Wire, alice: Client, subject: str) -> None:
     """All readers on one run that is silent between its events: no event more, no id that the log has not."""
-    body: dict[str, Any] = {"agent": "quiet", "parameters": {"count": 2, "pause": 1.0}}
+    body: dict[str, Any] = {"agent": "quiet", "parameters": {"count": 2, "pause": 0.75}}
     request_id = alice.submit("quiet", **body)
     get, post = wire.get(subject, request_id), wire.post(subject, "quiet", **body)
     with ThreadPoolExecutor(2 * len(READERS) + 2) as pool:
@@ -93,8 +98,8 @@ def test_heartbeats_are_invisible_to_every_reader(wire: Wire, alice: Client, sub
     for events in (*seen, sourced.result()):
         check_reader(entries_of(events), log)
     assert [entry.type for entry in log] == ["start", "attempt", "token", "token", "final"]
-    _check_beats(watched.result(), at_least=6)
-    assert len([comment for comment in source.comments if comment.startswith("heartbeat")]) >= 6
+    _check_beats(watched.result(), at_least=5)
+    assert len([comment for comment in source.comments if comment.startswith("heartbeat")]) >= 5
     assert len(alice.get("/api/v1/runs").json()["runs"]) == 1
 
 
@@ -112,7 +117,7 @@ def test_heartbeats_come_while_the_run_is_queued(without_worker: Wire) -> None:
         post = without_worker.post("queued", "wait for a worker")
         watched = pool.submit(_watch, get)
         jobs = [pool.submit(follow, reader, target) for reader in READERS for target in (get, post)]
-        time.sleep(1.6)
+        time.sleep(1.2)
         assert client.run(request_id)["status"] == "queued"
         client.post(f"/api/v1/runs/{request_id}/cancel")
         seen: list[list[Event]] = [job.result() for job in jobs]
@@ -128,7 +133,7 @@ def test_heartbeats_come_while_the_run_is_queued(without_worker: Wire) -> None:
 def test_a_stream_that_resumes_at_the_end_of_a_silent_run_gets_its_first_byte_at_once(
     wire: Wire, alice: Client, subject: str
 ) -> None:
-    request_id = alice.submit("nothing new", agent="slow", parameters={"seconds": 1.5})
+    request_id = alice.submit("nothing new", agent="slow", parameters={"seconds": 1.0})
     wait_for(lambda: len(alice.log(request_id)) == 3)
     last = str(alice.log(request_id)[-1].id)
     watch = _watch(wire.get(subject, request_id), last)

@@ -267,7 +267,7 @@ def test_a_drain_cuts_a_stream_after_a_whole_event_with_a_retry_and_no_last_chun
 ) -> None:
     """Who connects to it meanwhile is served, and then cut too; a stream that ends before the cut ends properly."""
     ended = alice.submit("long ago")
-    request_id = alice.submit("through a drain", agent="tokens", parameters={"count": 150, "pause": 0.02})
+    request_id = alice.submit("through a drain", agent="tokens", parameters={"count": 80, "pause": 0.02})
     alice.finished(ended)
     with Connection(own_gateway.url) as early, Connection(own_gateway.url) as late, Connection(own_gateway.url) as done:
         early.send(early.request("GET", _stream(request_id), _bearer(subject)))
@@ -301,8 +301,8 @@ def test_a_stream_that_may_not_last_longer_is_cut_in_the_same_way(
     wire: Wire, launch_wire: WireLauncher, alice: Client, subject: str
 ) -> None:
     """Also with a request pipelined behind it, which has to be sent again: nothing of it stays behind."""
-    gateway = launch_wire.wire_gateway(wire.redis.url, wire.mode, max_stream_seconds=0.5, heartbeat_seconds=0.4)
-    request_id = alice.submit("longer than allowed", agent="quiet", parameters={"count": 3, "pause": 0.4})
+    gateway = launch_wire.wire_gateway(wire.redis.url, wire.mode, max_stream_seconds=0.4, heartbeat_seconds=0.4)
+    request_id = alice.submit("longer than allowed", agent="quiet", parameters={"count": 3, "pause": 0.3})
     stream = _stream(request_id)
     with Connection(gateway.url) as plain, Connection(gateway.url) as pipelined:
         request = plain.request("GET", stream, _bearer(subject))

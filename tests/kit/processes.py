@@ -119,7 +119,7 @@ class Gateway(Process):
         def ready() -> bool:
             assert self.popen.poll() is None, self.log_text()
             try:
-                return httpx.get(self.url + path).status_code == 200
+                return httpx.get(self.url + path, verify=False).status_code == 200
             except httpx.TransportError:
                 return False
 

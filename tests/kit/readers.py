@@ -231,7 +231,8 @@ def openai_sdk(target: Target, after: str) -> Iterator[Event]:
     options: Any = {"headers": {**target.request_headers(after), "Content-Type": "application/json"}}
     base = f"{parts.scheme}://{parts.netloc}"
     with (
-        openai.OpenAI(api_key="unused", base_url=base, max_retries=0, timeout=TIMEOUT) as client,
+        openai.DefaultHttpxClient(verify=False) as transport,
+        openai.OpenAI(api_key="unused", base_url=base, max_retries=0, timeout=TIMEOUT, http_client=transport) as client,
         _cuts(openai.APIConnectionError),
     ):
         # Its own encoder would fail on lone surrogates.
@@ -273,7 +274,8 @@ def _httpx(target: Target, after: str) -> Iterator[httpx.Response]:
     cuts = _cuts(httpx.NetworkError, httpx.RemoteProtocolError)
     with (
         cuts,
-        httpx.stream(target.method, target.url, headers=headers, content=target.content(), timeout=TIMEOUT) as response,
+        httpx.Client(timeout=TIMEOUT, verify=False) as client,
+        client.stream(target.method, target.url, headers=headers, content=target.content()) as response,
     ):
         _check(response.status_code, lambda: response.read().decode())
         yield response

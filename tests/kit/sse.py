@@ -135,7 +135,7 @@ class EventSource:
         self.ready_state = "closed"
 
     def __iter__(self) -> Iterator[Event]:
-        with httpx.Client(timeout=30, follow_redirects=True) as client:
+        with httpx.Client(timeout=30, follow_redirects=True, verify=False) as client:
             yield from self._connect(client, 0.0)
             while self.ready_state != "closed":
                 self.ready_state = "connecting"
