@@ -8,6 +8,7 @@ from typing import Any
 
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from redis.exceptions import ConnectionError, WatchError
 
 from broker.events import dumps
 from broker.runs import keys
@@ -16,6 +17,7 @@ from broker.runs.connections import connect
 FUNCTION = "run"
 _DUE_MARGIN_MS = 2_000
 _JOB_LIFE = timedelta(days=7)
+_TRIES = 3
 
 
 def _serialize(job: dict[str, Any]) -> bytes:
@@ -42,15 +44,27 @@ class Queue:
 
     async def enqueue(self, request_id: str, attempt: int, *, enqueues: int, now_ms: int) -> bool:
         """Makes the attempt due at once and rings. `now_ms` is Redis' time, not ours. False: it is queued already."""
-        job = await self.redis.enqueue_job(
-            FUNCTION,
-            dumps({"request_id": request_id, "attempt": attempt}),
-            _job_id=job_id(request_id, attempt, enqueues),
-            _defer_until=datetime.fromtimestamp((now_ms - _DUE_MARGIN_MS) / 1000, UTC),
-            _expires=_JOB_LIFE,
-        )
-        await self.redis.publish(keys.DOORBELL, b"")
-        return job is not None
+        job = job_id(request_id, attempt, enqueues)
+        for _ in range(_TRIES):
+            added = await self._enqueue(job, dumps({"request_id": request_id, "attempt": attempt}), now_ms)
+            # arq says None also where the connection was lost within its transaction: then there is no job.
+            if added or await self.redis.exists(job_key_prefix + job):
+                await self.redis.publish(keys.DOORBELL, b"")
+                return added
+        raise ConnectionError("the job could not be enqueued")
+
+    async def _enqueue(self, job: str, payload: str, now_ms: int) -> bool:
+        try:
+            added = await self.redis.enqueue_job(
+                FUNCTION,
+                payload,
+                _job_id=job,
+                _defer_until=datetime.fromtimestamp((now_ms - _DUE_MARGIN_MS) / 1000, UTC),
+                _expires=_JOB_LIFE,
+            )
+        except WatchError as error:  # redis-py's name for a connection that was lost while it watched a key
+            raise ConnectionError(str(error)) from error
+        return added is not None
 
     async def take(self, job: str) -> None:
         """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot."""
