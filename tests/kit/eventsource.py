@@ -94,7 +94,8 @@ class Stream:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            if self.ending is None:
+                self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self._close_writer()
