@@ -58,7 +58,7 @@ class Driver:
         """Runs the agent to its end. Returns the terminal event; raises Stopped when the log takes no more."""
         try:
             events = agent(run)
-            if not hasattr(events, "__anext__"):
+            if not hasattr(events, "__anext__") or not hasattr(events, "aclose"):
                 if inspect.iscoroutine(events):
                     events.close()
                 raise Refused("invalid_agent", "The agent is not an async generator function.")
@@ -71,9 +71,12 @@ class Driver:
                 extra={"request_id": run.request_id, "code": refused.event.code, "reason": str(refused)},
             )
             return refused.event
-        except Exception:
-            logger.exception("an agent failed", extra={"request_id": run.request_id, "attempt": run.attempt})
-            return Error(code="agent_failed", message="The agent failed; the log of the worker says why.")
+        except asyncio.CancelledError:
+            if self.shut:
+                raise
+            return _failed(run)  # the agent's own doing: something of its was cancelled, and it let that through
+        except (Exception, SystemExit):
+            return _failed(run)
 
     async def _consume(self, events: AsyncGenerator[object, None]) -> Event:
         async with contextlib.aclosing(events):
@@ -85,6 +88,7 @@ class Driver:
                 elif isinstance(item, Final):
                     return self._final(item)
                 elif isinstance(item, Error):
+                    _sized(item)
                     return item
                 else:
                     await self._event(item)
@@ -93,9 +97,7 @@ class Driver:
     async def _event(self, item: object) -> None:
         if not isinstance(item, AGENT):
             raise Refused("invalid_event", f"The agent yielded {type(item).__name__}, which is not an event.")
-        data = _json(item)
-        if len(data) > MAX_EVENT_BYTES:
-            raise Refused("event_too_large", f"The agent yielded an event of {len(data)} bytes of {MAX_EVENT_BYTES}.")
+        data = _sized(item)
         self._events += 1
         self._bytes += len(data)
         if self._events > MAX_LOG_EVENTS - RESERVED_EVENTS or self._bytes > MAX_LOG_BYTES - 2 * MAX_EVENT_BYTES:
@@ -119,12 +121,9 @@ class Driver:
         tokens = "".join(self._tokens)
         if final.answer is None and tokens and self._lease.resume_from <= EventId(0, 1):
             final = final.model_copy(update={"answer": tokens})
-        size = len(_json(final))
-        if size > MAX_EVENT_BYTES and final.answer == tokens:
+        if len(_json(final)) > MAX_EVENT_BYTES and final.answer == tokens:
             final = final.model_copy(update={"answer": None})
-            size = len(_json(final))
-        if size > MAX_EVENT_BYTES:
-            raise Refused("event_too_large", f"The agent yielded a final of {size} bytes of {MAX_EVENT_BYTES}.")
+        _sized(final)
         return final
 
 
@@ -133,6 +132,22 @@ def _json(event: Event) -> str:
         return event.json_data()
     except (TypeError, ValueError, RecursionError):
         raise Refused("invalid_event", f"The agent yielded a {event.type} that JSON cannot carry.") from None
+
+
+def _sized(event: Event) -> str:
+    data = _json(event)
+    if len(data) > MAX_EVENT_BYTES:
+        raise Refused(
+            "event_too_large",
+            f"The agent yielded a {event.type} of {len(data)} bytes, above the {MAX_EVENT_BYTES} allowed.",
+        )
+    return data
+
+
+def _failed(run: Run) -> Error:
+    """To be called where the exception is handled: the traceback goes to the log, and nothing of it to the client."""
+    logger.exception("an agent failed", extra={"request_id": run.request_id, "attempt": run.attempt})
+    return Error(code="agent_failed", message="The agent failed; the log of the worker says why.")
 
 
 async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, stop: asyncio.Future[str]) -> Outcome:
