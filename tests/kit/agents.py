@@ -152,3 +152,40 @@ async def quiet(run: Run) -> Events:
         await asyncio.sleep(run.parameters["pause"])
         yield Token(text=f"{n} ")
     await asyncio.sleep(run.parameters["pause"])
+
+
+async def about(run: Run) -> Events:
+    """Everything that the agent knows of its run."""
+    yield Data(name="run", value={**vars(run)})
+
+
+async def misbehaves(run: Run) -> Events:
+    """Does `what`, after a token."""
+    yield Token(text="before ")
+    what = run.parameters["what"]
+    if what == "nan":
+        yield Data(name="cost", value=float("nan"))
+    elif what == "too_large":
+        yield Token(text="x" * 70_000)
+    elif what == "full":
+        for _ in range(100_000):
+            yield Token(text="")
+    elif what == "exits":
+        raise SystemExit("a secret detail of the agent")
+    elif what == "cancels":
+        raise asyncio.CancelledError("a secret detail of the agent")
+    elif what == "error":
+        yield Error(code="no_quota", message="Come back tomorrow.")
+    yield Token(text="after")
+
+
+async def coroutine(run: Run) -> None:
+    """Not an async generator function."""
+
+
+async def checkpoints(run: Run) -> Events:
+    """`count` tokens with a checkpoint after each; goes on after the last one that survived. `pause` after each."""
+    for n in range((run.restored or {"done": 0})["done"], run.parameters["count"]):
+        yield Token(text=f"{n} ")
+        yield Checkpoint(state={"done": n + 1})
+        await asyncio.sleep(run.parameters.get("pause", 0))

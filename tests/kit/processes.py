@@ -50,6 +50,10 @@ AGENTS = (
     "sleeper",
     "varied",
     "quiet",
+    "about",
+    "misbehaves",
+    "coroutine",
+    "checkpoints",
 )
 
 
