@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
-from redis.exceptions import ConnectionError, WatchError
+from arq.jobs import serialize_job
 
 from broker.events import dumps
 from broker.runs import keys
@@ -17,7 +17,6 @@ from broker.runs.connections import connect
 FUNCTION = "run"
 _DUE_MARGIN_MS = 2_000
 _JOB_LIFE = timedelta(days=7)
-_TRIES = 3
 
 
 def _serialize(job: dict[str, Any]) -> bytes:
@@ -43,28 +42,20 @@ class Queue:
         )
 
     async def enqueue(self, request_id: str, attempt: int, *, enqueues: int, now_ms: int) -> bool:
-        """Makes the attempt due at once and rings. `now_ms` is Redis' time, not ours. False: it is queued already."""
-        job = job_id(request_id, attempt, enqueues)
-        for _ in range(_TRIES):
-            added = await self._enqueue(job, dumps({"request_id": request_id, "attempt": attempt}), now_ms)
-            # arq says None also where the connection was lost within its transaction: then there is no job.
-            if added or await self.redis.exists(job_key_prefix + job):
-                await self.redis.publish(keys.DOORBELL, b"")
-                return added
-        raise ConnectionError("the job could not be enqueued")
+        """Makes the attempt due at once and rings. `now_ms` is Redis' time, not ours. False: it is queued already.
 
-    async def _enqueue(self, job: str, payload: str, now_ms: int) -> bool:
-        try:
-            added = await self.redis.enqueue_job(
-                FUNCTION,
-                payload,
-                _job_id=job,
-                _defer_until=datetime.fromtimestamp((now_ms - _DUE_MARGIN_MS) / 1000, UTC),
-                _expires=_JOB_LIFE,
-            )
-        except WatchError as error:  # redis-py's name for a connection that was lost while it watched a key
-            raise ConnectionError(str(error)) from error
-        return added is not None
+        Not by arq's enqueue_job: it answers alike where the job is there, where another one came while it looked, and
+        where the connection was lost.
+        """
+        job = job_id(request_id, attempt, enqueues)
+        payload = dumps({"request_id": request_id, "attempt": attempt})
+        data = serialize_job(FUNCTION, (payload,), {}, None, now_ms, serializer=_serialize)
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(job_key_prefix + job, data, nx=True, px=_JOB_LIFE)
+            pipe.zadd(keys.QUEUE, {job: now_ms - _DUE_MARGIN_MS}, nx=True)
+            pipe.publish(keys.DOORBELL, b"")
+            added, _, _ = await pipe.execute()
+        return bool(added)
 
     async def take(self, job: str) -> None:
         """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot."""
