@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Semaphore
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from tests.conformance.conftest import Wire
 from tests.kit.checker import check_log, check_reader, entries_of
 from tests.kit.http import Client
-from tests.kit.readers import READERS, Reader, follow
+from tests.kit.processes import wait_for
+from tests.kit.readers import READERS, Reader, Target, follow
 from tests.kit.sse import Event, EventSource
 
 LIVE: dict[str, Any] = {"agent": "varied", "parameters": {"count": 24, "pause": 0.03, "every": 6}}
@@ -81,3 +84,34 @@ def test_an_event_source_reads_a_run_and_is_stopped_by_a_204(wire: Wire, alice: 
     check_reader(entries_of(list(source)), alice.log(request_id))
     assert [connection.status for connection in source.connections] == [200, 204]
     assert 1 <= source.connections[1].waited <= 3, "the gateway's own `retry:` spreads reconnects"
+
+
+def test_an_erased_run_ends_for_every_reader_with_an_error_that_moves_no_cursor(
+    wire: Wire, alice: Client, alice_elsewhere: Client, subject: str
+) -> None:
+    """The frame has no id: it is not an event of the log. The body ends properly, so nobody comes again for it."""
+    request_id = alice.submit("to be erased", agent="slow")
+    wait_for(lambda: len(alice.log(request_id)) == 3)
+    last = str(alice.log(request_id)[-1].id)
+    targets = [wire.get(subject, request_id, gateway) for gateway in (0, 1)]
+    there = Semaphore(0)
+    with ThreadPoolExecutor(2 * len(READERS)) as pool:
+        jobs = [pool.submit(_read, reader, target, there) for reader in READERS for target in targets]
+        for _ in jobs:
+            assert there.acquire(timeout=20)
+        assert alice_elsewhere.delete(f"/api/v1/runs/{request_id}").status_code == 204
+        for job in jobs:
+            *events, gone = job.result()
+            assert [event.type for event in events] == ["start", "attempt", "token"]
+            assert (gone.id, gone.type, gone.json["code"]) == (last, "error", "gone")
+    assert alice.get(f"/api/v1/runs/{request_id}").status_code == 404
+
+
+def _read(reader: Reader, target: Target, there: Semaphore) -> list[Event]:
+    """One connection to its proper end. Says when it has read what there is."""
+    seen = []
+    for event in reader.read(target, ""):
+        seen.append(event)
+        if len(seen) == 3:
+            there.release()
+    return seen
