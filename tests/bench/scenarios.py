@@ -54,14 +54,14 @@ class Tail:
         with Load(target.folder, target.url + target.stream_path, *options, headers=target.headers) as load:
             load.until_ready(OPENING_SECONDS)
             time.sleep(SETTLE_SECONDS)
-            connections, meter = redis_connections(target), Meter(target)
+            meter = Meter(target)
             published = publish(
                 target.redis.port,
                 target.append,
                 *(*runs, "--per-stream", events, "--seq", FIRST_SEQ),
                 *("--rate", self.rate * self.runs, "--timeout", self.seconds + 30),
             )
-            memory = rss_kib(target.pid)
+            memory, connections = rss_kib(target.pid), redis_connections(target)
             loaded = load.result(GRACE_SECONDS)
             figures = _delivery(meter.stop(), loaded, expected=events * self.clients, appended=published.sent)
         return replace(
@@ -91,14 +91,20 @@ class Climb:
         return f"as many runs at {self.rate} events/s as hold p99 <= {self.limit_ms:.0f} ms, of {steps}; 1 client each"
 
     def measure(self, target: Target) -> Figures:
-        """The figures of the last step that held, or of the first where none did."""
+        """The figures of the last step that held, or of the first where none did, and why the next one failed."""
         held: Figures | None = None
         for step in self.steps:
             tail = Tail(name=self.name, runs=step, clients=step, rate=self.rate, seconds=self.seconds)
             figures = tail.measure(target)
             late = max(figures.p99_ms or 0, figures.publisher_late_ms or 0)
             if not figures.complete or late > self.limit_ms:
-                return held or replace(figures, runs_held=0)
+                return replace(
+                    held or replace(figures, runs_held=0),
+                    failed_runs=step,
+                    failed_p99_ms=late,
+                    failed_server_busy=figures.server_busy,
+                    failed_redis_busy=figures.redis_busy,
+                )
             held = replace(figures, runs_held=step)
         assert held is not None
         return held
