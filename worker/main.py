@@ -9,6 +9,7 @@ import logging
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from arq.worker import Worker as ArqWorker
@@ -32,6 +33,9 @@ POLL_SECONDS = 1.0
 """The queue is looked at this often without a ring; a ring may be lost."""
 COMMAND_CONNECTIONS = 16
 _BACKOFF = (0.1, 0.2, 0.5, 1.0)
+_TAKING_SECONDS = 2.0
+_START_SECONDS = 5.0
+"""For which arq hides a job that it is starting. A worker that dies before it takes the job off holds it up so long."""
 
 
 class Worker:
@@ -53,7 +57,7 @@ class Worker:
             on_reset=self._ring,
             channels=[keys.DOORBELL],
         )
-        self._stops: dict[str, asyncio.Future[str]] = {}
+        self._stops: dict[str, set[asyncio.Future[str]]] = {}
         self._runs: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
@@ -72,8 +76,7 @@ class Worker:
         logger.info("worker started", extra={"agents": sorted(self._agents), "max_jobs": self._settings.max_jobs})
         taking = asyncio.create_task(self._take_jobs())
         await self._stopping.wait()
-        taking.cancel()
-        await asyncio.wait([taking])
+        await self._end_taking(taking)
         await self._drain()
         await self._close()
         logger.info("worker stopped")
@@ -84,23 +87,30 @@ class Worker:
         if self._stopping.is_set():
             self._killed.set()
         self._stopping.set()
+        self._ring()
+
+    async def _end_taking(self, taking: asyncio.Task[None]) -> None:
+        """A job that is being taken is taken: cancelled half-way, it would be neither in the queue nor here."""
+        await asyncio.wait([taking], timeout=_TAKING_SECONDS)
+        taking.cancel()
+        await asyncio.wait([taking])
 
     async def _drain(self) -> None:
-        if not self._runs:
+        jobs = {task for task in (*self._runs, *self._jobs.values()) if not task.done()}
+        if not jobs:
             return
-        logger.info("draining", extra={"runs": len(self._runs), "grace": self._settings.grace_seconds})
+        logger.info("draining", extra={"runs": len(jobs), "grace": self._settings.grace_seconds})
         killed = asyncio.create_task(self._killed.wait())
-        ended = asyncio.create_task(asyncio.wait(self._runs))
+        ended = asyncio.create_task(asyncio.wait(jobs))
         await asyncio.wait([killed, ended], timeout=self._settings.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
-        for stop in self._stops.values():
-            if not stop.done():
-                stop.set_result("worker_stopped")
+        for request_id in self._stops:
+            self._stop(request_id, "worker_stopped")
         if not self._killed.is_set():
             await asyncio.wait([killed, ended], timeout=10, return_when=asyncio.FIRST_COMPLETED)
         for task in (killed, ended, *self._runs):
             task.cancel()
         # What arq does after a job: its connections must not be closed under it.
-        await asyncio.wait(self._jobs.values(), timeout=2)
+        await asyncio.wait(jobs, timeout=2)
 
     async def _close(self) -> None:
         await self._controls.close()
@@ -115,7 +125,7 @@ class Worker:
         arq = self._arq()
         self._jobs = arq.tasks
         failures = 0
-        while True:
+        while not self._stopping.is_set():
             try:
                 await arq._poll_iteration()
                 failures = 0
@@ -132,9 +142,9 @@ class Worker:
                     await self._rung.wait()
             self._rung.clear()
 
-    def _arq(self) -> ArqWorker:
+    def _arq(self) -> Taker:
         seconds = self._settings.max_run_seconds + 600
-        return ArqWorker(
+        taker = Taker(
             [func(self._job, name=FUNCTION, keep_result=0, max_tries=1, timeout=seconds)],
             redis_pool=self._queue.redis,
             queue_name=keys.QUEUE,
@@ -146,6 +156,9 @@ class Worker:
             job_serializer=self._queue.redis.job_serializer,
             job_deserializer=self._queue.redis.job_deserializer,
         )
+        taker.in_progress_timeout_s = _START_SECONDS
+        taker.is_stopping, taker.on_free = self._stopping.is_set, self._ring
+        return taker
 
     def _ring(self) -> None:
         self._rung.set()
@@ -164,13 +177,12 @@ class Worker:
             logger.exception("a job failed", extra={"job_id": ctx["job_id"], "error": repr(error)})
         finally:
             self._runs.discard(task)
-            self._ring()
 
     # -- a run -----------------------------------------------------------------------------------------------
 
     async def _run(self, request_id: str, attempt: int) -> None:
         stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._stops[request_id] = stop
+        self._stops.setdefault(request_id, set()).add(stop)
         control = keys.control(request_id)
         try:
             # Before the claim: a cancel that comes later is heard, an earlier one is the claim's answer.
@@ -180,9 +192,11 @@ class Worker:
             if lease is not None:
                 await self._execute(lease, stop)
         finally:
-            self._controls.unsubscribe(control)
-            if self._stops.get(request_id) is stop:
+            stops = self._stops[request_id]
+            stops.discard(stop)
+            if not stops:  # else the job came twice, and the other one still listens
                 del self._stops[request_id]
+                self._controls.unsubscribe(control)
 
     async def _claim(self, request_id: str, attempt: int) -> Lease | None:
         """The token makes a claim whose reply was lost safe to repeat."""
@@ -240,9 +254,39 @@ class Worker:
         )
 
     def _control(self, channel: str, payload: bytes) -> None:
-        stop = self._stops.get(keys.request_id_of(channel))
-        if stop is not None and not stop.done():
-            stop.set_result(payload.decode("ascii"))
+        self._stop(keys.request_id_of(channel), payload.decode("ascii", "replace"))
+
+    def _stop(self, request_id: str, why: str) -> None:
+        for stop in self._stops.get(request_id, ()):
+            if not stop.done():
+                stop.set_result(why)
+
+
+class Taker(ArqWorker):
+    """arq's way through the queue, made fit for a loop that outlives errors."""
+
+    is_stopping: Callable[[], bool]
+    on_free: Callable[[], None]
+    """Called when a job has ended and its slot is free: arq would look for another one at the next poll."""
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        for job_id in job_ids:
+            if self.is_stopping():
+                return
+            try:
+                await super().start_jobs([job_id])
+            except UnicodeDecodeError:
+                super()._release_sem_dec_counter_on_complete()
+                logger.error("a job with an unreadable id was removed", extra={"job_id": repr(job_id)})
+                await self.pool.zrem(self.queue_name, job_id)
+            except Exception:
+                # arq keeps the slot of a job that it failed to start, since its own loop ends here.
+                super()._release_sem_dec_counter_on_complete()
+                raise
+
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        super()._release_sem_dec_counter_on_complete()
+        self.on_free()
 
 
 async def _unknown_agent(run: Run) -> Any:
