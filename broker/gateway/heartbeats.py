@@ -62,7 +62,8 @@ class Heartbeats:
             states: list[State | None] | None = None
             if not away:
                 try:
-                    states = await asyncio.wait_for(self._states(batch), timeout)
+                    async with asyncio.timeout(timeout):
+                        states = await self._states(batch)
                 except Exception as error:
                     if not is_away(error) and not isinstance(error, TimeoutError):
                         raise
@@ -77,6 +78,8 @@ class Heartbeats:
 
     def _compare(self, channel: Channel, known: EventId, state: State | None) -> None:
         """`known` is the channel's end as it was before the read."""
+        if self._channels.get(channel.request_id) is not channel:
+            return
         if channel.reading is None and not channel.gone:
             if state is None:
                 self._reread(channel)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import builtins
 import contextlib
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -53,7 +56,51 @@ def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redi
         retry_on_error=[],
         client_name="stream-broker",
     )
+    pool.connection_class = _CANCELLABLE[pool.connection_class]
     return Redis.from_pool(pool)
+
+
+class _Cancellable(AbstractConnection if TYPE_CHECKING else object):  # type: ignore[misc]
+    """redis-py sends inside `asyncio.wait_for`. On Python 3.11 that loses a cancellation which comes as the send ends:
+    whoever was cancelled goes on for ever, and whoever waits for its end hangs. It also makes a task of each command.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect()
+        elif check_health:
+            await self.check_health()
+        whole = command.encode() if isinstance(command, str) else command
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([whole] if isinstance(whole, bytes) else whole)
+        except BaseException as error:
+            # What was sent of it is not known: the connection cannot be used again.
+            await self.disconnect(nowait=True)
+            if isinstance(error, builtins.TimeoutError):
+                raise TimeoutError("Timeout writing to Redis") from None
+            if isinstance(error, OSError):
+                raise ConnectionError(f"Writing to Redis failed: {error}") from error
+            raise
+
+
+class _Tcp(_Cancellable, Connection):
+    pass
+
+
+class _Tls(_Cancellable, SSLConnection):
+    pass
+
+
+class _Unix(_Cancellable, UnixDomainSocketConnection):
+    pass
+
+
+_CANCELLABLE: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
 
 
 def _fake(url: str) -> Redis:
