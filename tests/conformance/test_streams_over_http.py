@@ -74,7 +74,7 @@ def test_a_stream_has_the_headers_that_proxies_and_clients_need(
 
 def test_head_gets_the_headers_only(wire: Wire, subject: str, alice: Client, connection: Connection) -> None:
     """Of a run that has ended, and of one that has not; the connection then serves the next request."""
-    running = alice.submit("silence", agent="sleeper", parameters={"seconds": 1})
+    running = alice.submit("silence", agent="hangs")
     ended = alice.submit("one two")
     alice.finished(ended)
     for request_id in (running, ended, running):
@@ -89,6 +89,7 @@ def test_head_gets_the_headers_only(wire: Wire, subject: str, alice: Client, con
     assert connection.head().status == 204
     connection.send(connection.request("GET", _stream(ended), _bearer(subject)))
     assert len(sse.parse(connection.body(connection.head()))) == 5
+    alice.post(f"/api/v1/runs/{running}/cancel")
 
 
 def test_head_submits_nothing(wire: Wire, alice: Client, subject: str, connection: Connection) -> None:
