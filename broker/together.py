@@ -13,8 +13,8 @@ import click
 
 from broker import logs, settings
 from broker.errors import BrokerError
-from broker.gateway.app import make_app
-from broker.gateway.server import Server, configure
+from broker.gateway.main import make_server
+from broker.gateway.server import Server
 from broker.settings import Settings
 
 
@@ -31,14 +31,7 @@ async def serve(loaded: Settings, listener: socket.socket) -> int:
     from worker.agents import load
     from worker.main import Worker
 
-    app = make_app(loaded)
-    gateway = app.state.gateway
-
-    def drain() -> None:
-        gateway.draining = True
-
-    delay = loaded.drain_delay_seconds
-    server = _QuietServer(configure(app), drain_delay=delay, on_drain=drain, on_cut=gateway.hub.drain)
+    server = make_server(loaded, _QuietServer)
     worker = Worker(loaded, load(loaded))
 
     def stop() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import time
@@ -25,6 +24,9 @@ RESERVED_EVENTS = 16
 """Room that is kept for `attempt` entries and a terminal (PROTOCOL 1.6)."""
 CLOSE_SECONDS = 5.0
 """How long a cancelled agent may take to close."""
+
+
+_TYPES = frozenset(kind.type for kind in AGENT)
 
 
 class Refused(Exception):
@@ -51,6 +53,7 @@ class Driver:
         self._events = int(lease.record["events"])
         self._bytes = int(lease.record["bytes"])
         self._tokens: list[str] = []
+        self._generator: AsyncGenerator[object, None] | None = None
         self.count = 0
         self.shut = False
 
@@ -62,7 +65,8 @@ class Driver:
                 if inspect.iscoroutine(events):
                     events.close()
                 raise Refused("invalid_agent", "The agent is not an async generator function.")
-            return await self._consume(cast("AsyncGenerator[object, None]", events))
+            self._generator = cast("AsyncGenerator[object, None]", events)
+            return await self._consume(self._generator)
         except Stopped:
             raise
         except Refused as refused:
@@ -75,24 +79,33 @@ class Driver:
             if self.shut:
                 raise
             return _failed(run)  # the agent's own doing: something of its was cancelled, and it let that through
-        except (Exception, SystemExit):
+        except BaseException:  # whatever it is, it is the agent's, and no reason to end the worker
             return _failed(run)
 
     async def _consume(self, events: AsyncGenerator[object, None]) -> Event:
-        async with contextlib.aclosing(events):
-            async for item in events:
-                if self.shut:
-                    raise asyncio.CancelledError
-                if isinstance(item, Checkpoint):
-                    self._checkpoint(item)
-                elif isinstance(item, Final):
-                    return self._final(item)
-                elif isinstance(item, Error):
-                    _sized(item)
-                    return item
-                else:
-                    await self._event(item)
+        async for item in events:
+            if self.shut:
+                raise asyncio.CancelledError
+            if isinstance(item, Checkpoint):
+                await self._checkpoint(item)
+            elif isinstance(item, Final):
+                return self._final(item)
+            elif isinstance(item, Error):
+                _sized(item)
+                return item
+            else:
+                await self._event(item)
         return self._final(Final())
+
+    async def close(self, run: Run) -> None:
+        """Closes the generator, so that its `finally` runs. What it does there changes nothing in how the run ended."""
+        if self._generator is not None:
+            try:
+                await self._generator.aclose()
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                logger.exception("an agent's cleanup failed", extra={"request_id": run.request_id})
 
     async def _event(self, item: object) -> None:
         if not isinstance(item, AGENT):
@@ -107,14 +120,17 @@ class Driver:
         await self._publisher.put(item.type, data)
         self.count += 1
 
-    def _checkpoint(self, item: Checkpoint) -> None:
+    async def _checkpoint(self, item: Checkpoint) -> None:
         try:
-            size = len(dumps(item.state))
+            state = dumps(item.state)
         except (TypeError, ValueError, RecursionError):
             raise Refused("invalid_event", "The agent yielded a Checkpoint whose state is not JSON.") from None
-        if size > MAX_EVENT_BYTES:
-            raise Refused("event_too_large", f"The agent yielded a Checkpoint of {size} bytes of {MAX_EVENT_BYTES}.")
-        self._publisher.checkpoint(item.state)
+        if len(state) > MAX_EVENT_BYTES:
+            raise Refused(
+                "event_too_large",
+                f"The agent yielded a Checkpoint of {len(state)} bytes, above the {MAX_EVENT_BYTES} allowed.",
+            )
+        await self._publisher.checkpoint(state)
 
     def _final(self, final: Final) -> Final:
         """Without an answer it gets the tokens'; an answer that only repeats many tokens is left to them."""
@@ -135,6 +151,9 @@ def _json(event: Event) -> str:
 
 
 def _sized(event: Event) -> str:
+    """The event's data. Raises Refused where the log cannot take it."""
+    if event.type not in _TYPES:
+        raise Refused("invalid_event", f"The agent yielded a {type(event).__name__} whose type is not one of ours.")
     data = _json(event)
     if len(data) > MAX_EVENT_BYTES:
         raise Refused(
@@ -161,65 +180,48 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
         parties: list[asyncio.Future[Any]] = [publishing, driving, stop]
         left = max(run.deadline - time.time(), 0)
         await asyncio.wait(parties, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        terminal = await _terminal(run, driver, driving, publishing, stop)
-        if terminal is None:
-            return Outcome(_why(publisher, stop), driver.count)
+        if driving.done():
+            terminal = driving.result()
+        else:
+            await _close(run, driver, driving)
+            if stop.done() and stop.result() != "worker_stopped":
+                return Outcome(stop.result(), driver.count)
+            terminal = _STOPPED if stop.done() else _TIMEOUT
         await publisher.put(terminal.type, terminal.json_data())
-        await _finish(publisher, publishing)
+        await publisher.finish()
         return Outcome(terminal.type, driver.count)
     except Stopped as stopped:
         return Outcome(stopped.reply.status or "gone", driver.count)
     finally:
-        driver.shut = True
-        for task in (driving, publishing):
-            task.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
+        await publisher.close(publishing)
+        await _close(run, driver, driving)
 
 
-async def _terminal(
-    run: Run,
-    driver: Driver,
-    driving: asyncio.Task[Event],
-    publishing: asyncio.Task[None],
-    stop: asyncio.Future[str],
-) -> Event | None:
-    """The event that ends the run; None where somebody else has ended it. The agent is closed by then."""
-    if driving.done():
-        return driving.result()
-    await _close(run, driver, driving)
-    if publishing.done():
-        publishing.result()
-        return None
-    if not stop.done():
-        return Error(code="timeout", message="The run took longer than it may.")
-    if stop.result() == "worker_stopped":
-        return Error(code="worker_stopped", message="The worker was stopped before the run had ended.")
-    return None
+_STOPPED = Error(code="worker_stopped", message="The worker was stopped before the run had ended.")
+_TIMEOUT = Error(code="timeout", message="The run took longer than it may.")
 
 
 async def _close(run: Run, driver: Driver, driving: asyncio.Task[Event]) -> None:
-    """Cancels the agent, so that its `finally` runs; one that does not end then is left behind."""
+    """Cancels the agent and closes it; one that does not end then is left behind, and can write nothing."""
+    if driver.shut:
+        return
     driver.shut = True
     driving.cancel()
-    done, _ = await asyncio.wait([driving], timeout=CLOSE_SECONDS)
+    closing = asyncio.create_task(_end(run, driver, driving))
+    done, _ = await asyncio.wait([closing], timeout=CLOSE_SECONDS)
     if not done:
-        driving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        _left_behind.add(closing)
+        closing.add_done_callback(_left_behind.discard)
         logger.warning(
             "a cancelled agent does not end; it is left behind and can write nothing",
             extra={"request_id": run.request_id, "attempt": run.attempt},
         )
 
 
-async def _finish(publisher: Publisher, publishing: asyncio.Task[None]) -> None:
-    finishing = asyncio.create_task(publisher.finish())
-    await asyncio.wait([finishing, publishing], return_when=asyncio.FIRST_COMPLETED)
-    if not finishing.done():
-        finishing.cancel()
-        publishing.result()
-    await finishing
+_left_behind: set[asyncio.Task[None]] = set()
+"""A task that nobody refers to may be collected in the middle of its work."""
 
 
-def _why(publisher: Publisher, stop: asyncio.Future[str]) -> str:
-    if publisher.stopped is not None:
-        return publisher.stopped.reply.status or "gone"
-    return stop.result()
+async def _end(run: Run, driver: Driver, driving: asyncio.Task[Event]) -> None:
+    await asyncio.gather(driving, return_exceptions=True)
+    await driver.close(run)

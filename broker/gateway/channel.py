@@ -50,7 +50,7 @@ class Channel:
         """Whether the run was read since the subscription."""
         self.users = 0
         self.views: dict[tuple[str, bool], View] = {}
-        self.watchers: set[asyncio.Future[None]] = set()
+        self.watchers: list[asyncio.Future[None]] = []
         self.inbox: list[tuple[EventId, list[Entry]]] = []
         """Messages that wait while the run is read again."""
         self.stale = False

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _STATE_FIELDS = ["status", "end", "deadline"]
 _OPEN_TIMEOUT = 5.0
+_CLOSE_SECONDS = 3.0
 
 
 class Hub:
@@ -55,9 +56,10 @@ class Hub:
         self._spawn(self._heartbeats.run())
 
     async def close(self) -> None:
-        for task in tuple(self._tasks):
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=_CLOSE_SECONDS)
         await self._subscriber.close()
 
     @property
@@ -119,12 +121,12 @@ class Hub:
         """Returns when the run has ended, after `seconds`, or when this gateway drains."""
         channel = await self._acquire(request_id, head)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        channel.watchers.add(ended)
+        channel.watchers.append(ended)
         try:
             if not channel.finished and not self.draining:
                 await asyncio.wait([ended], timeout=seconds)
         finally:
-            channel.watchers.discard(ended)
+            channel.watchers.remove(ended)
             self._release(channel)
 
     # -- channels --------------------------------------------------------------------------------------------
@@ -257,7 +259,9 @@ class Hub:
     def _read_all_again(self) -> None:
         """The connection was lost and is back: messages may have been missed."""
         for channel in self._channels.values():
-            if channel.subscribed:
+            if channel.reading is not None:
+                channel.stale = True  # what is being read may be older than the loss
+            elif channel.subscribed:
                 self._start_reading(channel)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

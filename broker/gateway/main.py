@@ -19,19 +19,24 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings, *, host: str, port: int, fd: int | None = None) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code. Raises Misconfigured where it cannot listen."""
+    server = make_server(settings)
+    listener = socket.socket(fileno=fd) if fd is not None else listen(host, port)
+    address, bound = listener.getsockname()[:2]
+    logger.info("listening", extra={"host": address, "port": bound})
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def make_server(settings: Settings, kind: type[Server] = Server) -> Server:
+    """A gateway, wired: what a signal does to the server, the application hears."""
     app = make_app(settings)
     gateway = app.state.gateway
 
     def drain() -> None:
         gateway.draining = True
 
-    config = configure(app, host=host, port=port)
-    server = Server(config, drain_delay=settings.drain_delay_seconds, on_drain=drain, on_cut=gateway.hub.drain)
-    listener = socket.socket(fileno=fd) if fd is not None else listen(host, port)
-    address, bound = listener.getsockname()[:2]
-    logger.info("listening", extra={"host": address, "port": bound})
-    server.run(sockets=[listener])
-    return 0
+    config = configure(app, send_timeout=settings.send_timeout_seconds)
+    return kind(config, drain_delay=settings.drain_delay_seconds, on_drain=drain, on_cut=gateway.hub.drain)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from redis.asyncio import Redis
 
 from broker.events import Entry
+from broker.gateway.channel import Channel
 from broker.gateway.dialects import Projection
 from broker.gateway.reader import Slice, chunk
 from broker.gateway.view import SLICE_BYTES, View
@@ -47,7 +48,7 @@ class Pages:
         read = self._reads.get(key)
         if read is None:
             read = self._reads[key] = asyncio.create_task(self._read(key, view))
-            read.add_done_callback(lambda done: self._ended(key, done))
+            read.add_done_callback(lambda done: self._ended(key, view.channel, done))
         return await asyncio.shield(read)
 
     async def _read(self, key: _Key, view: View) -> list[Slice]:
@@ -56,12 +57,15 @@ class Pages:
         check_contiguous(position, entries)
         return encode(view.projection(), entries)
 
-    def _ended(self, key: _Key, read: asyncio.Task[list[Slice]]) -> None:
-        """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before."""
+    def _ended(self, key: _Key, channel: Channel, read: asyncio.Task[list[Slice]]) -> None:
+        """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before.
+
+        Nor is one that only a single reader asks for: nobody will come for it.
+        """
         failed = read.cancelled() or read.exception() is not None
         if self._reads.get(key) is read:
             del self._reads[key]
-            if not failed:
+            if not failed and channel.users > 1:
                 self._keep(key, read.result())
 
     def _keep(self, key: _Key, slices: list[Slice]) -> None:

@@ -18,6 +18,8 @@ from broker.settings import Settings
 
 MAX_BODY = 256 * 1024
 MAX_WAIT_SECONDS = 60.0
+MAX_DEPTH = 100
+MAX_FIELD_ERRORS = 20
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
@@ -61,12 +63,29 @@ async def _json(request: Request) -> Any:
         if len(body) > MAX_BODY:
             raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8.") from None
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise BadRequest(f"The body is not JSON{where}.") from None
+    if _deeper_than(MAX_DEPTH, value):
+        raise BadRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    return value
+
+
+def _deeper_than(depth: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            item
+            for part in level
+            if isinstance(part, (dict, list))
+            for item in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -84,10 +103,10 @@ def _finite(text: str) -> float:
 def _fields(error: ValidationError) -> list[dict[str, str]]:
     return [
         {
-            "field": ".".join(str(part) for part in item["loc"]),
+            "field": ".".join(str(part) for part in item["loc"])[:100],
             "message": item["msg"],
         }
-        for item in error.errors(include_url=False, include_input=False, include_context=False)
+        for item in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FIELD_ERRORS]
     ]
 
 
@@ -128,8 +147,7 @@ def idempotency_key(request: Request) -> str | None:
 
 def is_repeat(request: Request) -> bool:
     """Whether an OpenAI SDK says that it sends this request again."""
-    count = request.headers.get("x-stainless-retry-count", "0")
-    return count.isdecimal() and int(count) > 0
+    return re.fullmatch(r"0*[1-9][0-9]{0,5}", request.headers.get("x-stainless-retry-count", "0")) is not None
 
 
 def wait_seconds(request: Request) -> tuple[float, bool]:

@@ -8,8 +8,9 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,8 +24,12 @@ logger = logging.getLogger(__name__)
 
 SEND_BUFFER = 256 * 1024
 """Bytes that the kernel keeps for a client that does not read; its own limit is 4 MB."""
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's head."""
 HEADER_TIMEOUT = 10.0
-"""Seconds that a new connection has for its first request's head; uvicorn has no such limit."""
+"""Seconds for a request's head, from the connection or from its first byte on."""
+BODY_TIMEOUT = 30.0
+"""Seconds for a request's body."""
 SHUTDOWN_SECONDS = 5
 
 
@@ -88,14 +93,19 @@ class StreamProtocol(HttpToolsProtocol):
     """Offers itself to the application as an extension of the scope (broker.gateway.sinks)."""
 
     # In slots, because more attributes than uvicorn's own would cost each connection a dict of 1.5 KB.
-    __slots__ = ("_answering", "_header_timer", "sink")
+    __slots__ = ("_answering", "_head_bytes", "_in_head", "_request_timer", "_stall_timer", "sink")
+    send_timeout: ClassVar[float] = 30.0
+    """Seconds after which a client that takes nothing is cut; uvicorn would wait for ever."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self.sink: TransportSink | None = None
         self._answering: RequestResponseCycle | None = None
-        self._header_timer: asyncio.TimerHandle | None = None
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,10 +114,12 @@ class StreamProtocol(HttpToolsProtocol):
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self._header_timer = self.loop.call_later(HEADER_TIMEOUT, transport.abort)
+        self._expect_within(HEADER_TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        self._expect_nothing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         super().connection_lost(exc)
         if self._answering is not None and not self._answering.response_complete:
             # uvicorn tells the newest request only: where others are pipelined, that is not the one that has begun.
@@ -116,14 +128,37 @@ class StreamProtocol(HttpToolsProtocol):
         if self.sink is not None:
             self.sink.lost()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self._refuse(431, "The request's head is too large.")
+            elif self._request_timer is None:
+                self._expect_within(HEADER_TIMEOUT)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
-        self._disarm()
+        self._in_head = False
+        self._expect_within(BODY_TIMEOUT)
         super().on_headers_complete()
 
-    def _disarm(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def on_message_complete(self) -> None:
+        self._expect_nothing()
+        super().on_message_complete()
+
+    def _expect_within(self, seconds: float) -> None:
+        """The rest of what the client has begun to send; uvicorn would wait for ever."""
+        self._expect_nothing()
+        self._request_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _expect_nothing(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not cycle.message_event.is_set():
@@ -135,19 +170,27 @@ class StreamProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._stall_timer = self.loop.call_later(self.send_timeout, self.transport.abort)
         if self.sink is not None:
             self.sink.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
         if self.sink is not None:
             self.sink.resume()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn answers what it cannot parse in plain text; here every error is a problem document."""
-        body = problem_bytes(400, "bad_request", "Bad Request", msg)
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        phrase = HTTPStatus(status).phrase
+        body = problem_bytes(status, phrase.lower().replace(" ", "_"), phrase, detail)
         head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
@@ -209,12 +252,10 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def configure(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+def configure(app: ASGIApp, *, send_timeout: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
-        http=StreamProtocol,
+        http=type("Protocol", (StreamProtocol,), {"__slots__": (), "send_timeout": send_timeout}),
         ws="none",
         loop="auto",
         lifespan="on",
@@ -225,5 +266,4 @@ def configure(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> uvicor
         backlog=4096,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
     )

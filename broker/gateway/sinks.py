@@ -68,10 +68,9 @@ class TransportSink:
             self._reader.closed()
 
     async def drain(self) -> None:
+        """The connection itself aborts after the send timeout."""
         assert self._reader is not None
-        await self._reader.sleep(self._timeout)
-        if self.paused and self._reader.ending is None:
-            self.abort()
+        await self._reader.sleep()
 
     def abort(self) -> None:
         self._connection.transport.abort()

@@ -53,7 +53,7 @@ class View:
         self._size = 0
         self._unsent: list[bytes] = []
         self._live_chunked: dict[Reader, Callable[[bytes], None]] = {}
-        self._live_plain: set[Reader] = set()
+        self._live_plain: list[Reader] = []
 
     def projection(self) -> Projection:
         return self.dialect.projection(self.channel.request_id, long_ids=self._long_ids)
@@ -63,14 +63,14 @@ class View:
         if reader.sink.chunked:
             self._live_chunked[reader] = reader.sink.write
         else:
-            self._live_plain.add(reader)
+            self._live_plain.append(reader)
 
     def leave(self, reader: Reader) -> None:
         """The reader goes on by itself from where the channel is now."""
         if self._live_chunked.pop(reader, None) is not None:
             reader.position = self.channel.end
         elif reader in self._live_plain:
-            self._live_plain.discard(reader)
+            self._live_plain.remove(reader)
             reader.position = self.channel.end
 
     def extend(self, entries: Iterable[Entry]) -> None:

@@ -67,9 +67,11 @@ class Batch(NamedTuple):
 
 
 @cache
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """The script `name`; a file `<name>_usual` goes ahead of it, so that the usual case need not load the prelude."""
     folder = resources.files("broker.runs") / "lua"
-    return (folder / "prelude.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    parts = [f"{name}_usual", "prelude", name]
+    return "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts if (folder / f"{part}.lua").is_file())
 
 
 class Scripts:
@@ -83,7 +85,7 @@ class Scripts:
     async def _call(self, name: str, request_id: str, *args: str | int) -> Reply:
         script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[name] = self._redis.register_script(_source(name))
+            script = self._scripts[name] = self._redis.register_script(source(name))
         raw: list[Any] = await script(
             keys=[keys.run(request_id), keys.log(request_id)],
             args=[self._publish, keys.channel(request_id), *args],
@@ -106,7 +108,7 @@ class Scripts:
         text = [part.decode() for part in flat]
         return Lease(
             request_id=request_id,
-            epoch=epoch if isinstance(epoch, int) else int(epoch),
+            epoch=int(epoch),
             token=token,
             attempt=granted,
             resume_from=EventId.parse(resume_from.decode()),
@@ -115,6 +117,7 @@ class Scripts:
         )
 
     async def append(self, lease: Lease, batch: Batch, *, lease_ms: int, retention_ms: int) -> Reply:
+        """`lease_ms` renews the lease; 0 leaves it as it is."""
         checkpoint_id, state = batch.checkpoint or ("", "")
         return await self._call(
             "append",
@@ -157,8 +160,8 @@ async def claim_key(
     redis: Redis, key: str, *, replace: IdempotencyClaim | None, request_id: str, digest: str, life_ms: int
 ) -> IdempotencyClaim:
     """Takes `key` for `request_id` if it is free or held by exactly `replace`; returns whoever holds it now."""
-    source = (resources.files("broker.runs") / "lua" / "idempotency.lua").read_text("utf-8")
-    script = redis.register_script(source)
+    text = (resources.files("broker.runs") / "lua" / "idempotency.lua").read_text("utf-8")
+    script = redis.register_script(text)
     held: bytes = await script(keys=[key], args=[str(replace or ""), request_id, digest, life_ms])
     held_id, held_digest, claimed_at = held.decode().split(" ")
     return IdempotencyClaim(held_id, held_digest, int(claimed_at))

@@ -134,7 +134,9 @@ class Runs:
         if record.status == "completed" and result and result.get("answer") is not None:
             return Outcome(result["answer"], result.get("citations", []), result.get("usage", {}), None)
         with unavailable():
-            return outcome(await log.read_all(self._redis, record.request_id))
+            entries = await log.read_all(self._redis, record.request_id)
+        # What was appended since the record was read belongs to the next poll.
+        return outcome(entry for entry in entries if entry.id <= record.end)
 
     async def page(self, owner: Owner, *, session_id: str | None = None, cursor: str | None = None, limit: int) -> Page:
         """The owner's runs, newest first. Raises BadRequest for a cursor that is not ours."""

@@ -8,7 +8,6 @@ that one read brought and hands it over without a task or a queue between.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,13 +17,12 @@ import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from broker.runs.connections import AWAY
-
 logger = logging.getLogger(__name__)
 
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 _PING_SECONDS = 5.0
 _STABLE_SECONDS = 1.0
+_CLOSE_SECONDS = 3.0
 
 
 class Subscriber:
@@ -59,8 +57,7 @@ class Subscriber:
     async def close(self) -> None:
         if self._task:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     @property
     def connected(self) -> bool:
@@ -101,7 +98,7 @@ class Subscriber:
         while True:
             try:
                 link = await _open(self._redis, self._received)
-            except AWAY as error:
+            except Exception as error:  # also a refusal, which the operator may yet mend
                 if failures == 0:
                     logger.warning("pub/sub connection failed", extra={"error": repr(error)})
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
@@ -114,7 +111,7 @@ class Subscriber:
                 if reconnected:
                     logger.info("pub/sub connection restored", extra={"channels": len(self._channels)})
                 await link.run()
-            except AWAY as error:
+            except Exception as error:
                 lived = asyncio.get_running_loop().time() - began
                 failures = 1 if lived > _STABLE_SECONDS else failures + 1
                 logger.warning("pub/sub connection lost", extra={"error": repr(error)})

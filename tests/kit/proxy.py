@@ -9,8 +9,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
-from importlib import resources
 from typing import Any, TypeVar
+
+from broker.runs.scripts import source
 
 T = TypeVar("T")
 Command = list[bytes]
@@ -18,9 +19,7 @@ Command = list[bytes]
 
 def script_sha(name: str) -> bytes:
     """By which EVALSHA calls the run's script of this name."""
-    lua = resources.files("broker.runs") / "lua"
-    source = (lua / "prelude.lua").read_text("utf-8") + (lua / f"{name}.lua").read_text("utf-8")
-    return hashlib.sha1(source.encode("utf-8")).hexdigest().encode("ascii")
+    return hashlib.sha1(source(name).encode("utf-8")).hexdigest().encode("ascii")
 
 
 def calls(name: str) -> Callable[[Command], bool]:

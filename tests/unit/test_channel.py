@@ -348,7 +348,7 @@ async def test_a_run_that_is_no_longer_there_finishes_the_channel() -> None:
     channel = opened()
     reader = reader_of(channel)
     watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    channel.watchers.add(watcher)
+    channel.watchers.append(watcher)
     channel.update(None)
     assert channel.gone
     assert channel.finished

@@ -46,6 +46,7 @@ async def written(scripts: Scripts, count: int, size: int = 1) -> Lease:
 
 def view_of(lease: Lease, *, long_ids: bool = False) -> View:
     channel = Channel(lease.request_id)
+    channel.users = 2  # what a single reader asks for is not kept
     channel.update(State("running", EventId(lease.epoch, 9999), 1))
     return channel.view(registered()["native"], long_ids)
 

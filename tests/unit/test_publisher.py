@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from broker.events import Entry
+from broker.events import Entry, dumps
 from broker.ids import EventId
 from broker.runs import keys, log
 from broker.runs.connections import connect
@@ -232,7 +232,7 @@ async def test_whoever_waits_for_room_or_for_the_end_is_told_that_the_run_is_clo
 
 async def test_a_checkpoint_covers_what_was_put_before_it(writing: Writing) -> None:
     ids = await writing.put("a", "b")
-    writing.publisher.checkpoint({"n": 2})
+    await writing.publisher.checkpoint(dumps({"n": 2}))
     await writing.put("c")
     await writing.finish()
     assert await writing.stored("checkpoint_id") == str(ids[-1])
@@ -245,7 +245,7 @@ async def test_of_several_checkpoints_the_last_one_stands(writing: Writing, prox
     ids = []
     for n in range(600):
         ids += await writing.put(f"{n}")
-        writing.publisher.checkpoint({"n": n})
+        await writing.publisher.checkpoint(dumps({"n": n}))
     proxy.resume()
     await writing.finish()
     assert await writing.stored("checkpoint_id") == str(ids[-1])
@@ -255,7 +255,7 @@ async def test_of_several_checkpoints_the_last_one_stands(writing: Writing, prox
 async def test_a_checkpoint_after_everything_is_written_still_goes_out(writing: Writing) -> None:
     ids = await writing.put("a")
     await writing.finish()
-    writing.publisher.checkpoint([1, 2])
+    await writing.publisher.checkpoint(dumps([1, 2]))
     await writing.finish()
     assert await writing.stored("checkpoint_id") == str(ids[-1])
     assert await writing.stored("checkpoint") == "[1,2]"
@@ -268,7 +268,7 @@ async def test_a_checkpoint_never_covers_what_is_not_in_the_log(writing: Writing
     async def produce() -> None:
         for n in range(60):
             await writing.put(*[f"{n}"] * 10)
-            writing.publisher.checkpoint(n)
+            await writing.publisher.checkpoint(dumps(n))
             await asyncio.sleep(0)
 
     producing = asyncio.create_task(produce())

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.events import AGENT, Event, Final, Message, Progress, Sources, Token, dumps
+from broker.events import AGENT, Error, Event, Final, Message, Progress, Sources, Token, dumps
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents import documents, folder
 from worker.agents.documents import index_of
@@ -26,7 +26,6 @@ from worker.agents.research import (
     MOST_SOURCES,
     NO_DOCUMENTS,
     NOTHING_FOUND,
-    BadParameter,
     Plan,
     make_research,
     split,
@@ -322,8 +321,10 @@ async def test_pace_does_not_make_up_for_a_slow_reader() -> None:
 )
 async def test_a_bad_parameter_is_named(parameters: dict[str, Any]) -> None:
     (name,) = parameters
-    with pytest.raises(BadParameter, match=f"^{name} must be"):
-        await ask(**parameters)
+    (error,) = (await ask(**parameters)).steps
+    assert isinstance(error, Error)
+    assert error.code == "invalid_parameter"
+    assert error.message.startswith(f"{name} must be")
 
 
 async def test_parameters_may_be_absent_or_null_or_of_other_agents() -> None:

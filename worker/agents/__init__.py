@@ -26,7 +26,7 @@ def _import(name: str, target: str) -> Agent:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Misconfigured(f"BROKER_AGENTS: {name}: importing {module_name} failed: {error!r}") from error
     agent = getattr(module, attribute, None)
     if not callable(agent):

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker.events import Event, Final, Message, Progress, Sources, Token
+from broker.events import Error, Event, Final, Message, Progress, Sources, Token
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.documents import Found, Hit, index_of
 from worker.agents.ranking import Quote, Source, quotes, screen
@@ -95,7 +95,11 @@ def make_research(docs: Path | None) -> Agent:
     folder = docs.absolute() if docs is not None else None
 
     async def research(run: Run) -> AsyncIterator[Event | Checkpoint]:
-        parameters = Parameters.of(run.parameters)
+        try:
+            parameters = Parameters.of(run.parameters)
+        except BadParameter as error:
+            yield Error(code="invalid_parameter", message=str(error))
+            return
         plan = Plan.restored(run.restored)
         if plan is None:
             yield Message(text="Searching the documents.")

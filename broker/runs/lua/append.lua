@@ -1,6 +1,6 @@
 -- A worker's batch; an empty one is a renewal (2, 4.5). Sending it again is harmless.
 -- ARGV 3 epoch, 4 token, 5 attempt, 6 resume_from of the epoch, 7 first seq that the worker still keeps,
---      8 seq of the batch's first entry (of an empty one: of the entry to come), 9 lease (ms), 10 retention (ms),
+--      8 seq of the batch's first entry (of an empty one: of the entry to come), 9 lease (ms; 0 leaves the deadline), 10 retention (ms),
 --      11 checkpoint's id or '', 12 its state, 13… type, data, type, data, …
 -- GONE | DUP | FENCED | CLOSED | LOST | GAP | OK, checked in this order
 local run = redis.call('HMGET', RUN, 'status', 'end', 'epoch', 'token', 'attempt', 'events', 'bytes', 'rewinds')
@@ -16,7 +16,9 @@ local last_epoch, last_seq = parse(last)
 
 if mine and last_epoch == epoch and last_seq >= upto then
   if status == 'running' then
-    redis.call('HSET', RUN, 'deadline', int(now() + tonumber(ARGV[9])))
+    if ARGV[9] ~= '0' then
+      redis.call('HSET', RUN, 'deadline', int(now() + tonumber(ARGV[9])))
+    end
     if ARGV[11] ~= '' then                                 -- of events that an earlier batch brought
       redis.call('HSET', RUN, 'checkpoint_id', ARGV[11], 'checkpoint', ARGV[12])
     end
@@ -51,11 +53,14 @@ local id, bytes = write(last, epoch, have + 1, entries)
 local kind = entries[#entries - 1]
 status = TERMINAL[kind] or 'running'
 local fields = {'status', status, 'end', id, 'epoch', ARGV[3], 'token', ARGV[4],
-  'attempt', math.max(tonumber(ARGV[5]), tonumber(run[5])), 'deadline', int(time + tonumber(ARGV[9])),
+  'attempt', math.max(tonumber(ARGV[5]), tonumber(run[5])),
   'events', tonumber(run[6]) + #entries / 2, 'bytes', tonumber(run[7]) + bytes}
 local function set(name, value)
   fields[#fields + 1] = name
   fields[#fields + 1] = value
+end
+if ARGV[9] ~= '0' then
+  set('deadline', int(time + tonumber(ARGV[9])))
 end
 if have == 0 then                                          -- a claim that a failover lost is repaired
   set('rewinds', (run[8] or '') .. ARGV[3] .. '-1:' .. ARGV[6] .. ' ')
