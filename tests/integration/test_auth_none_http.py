@@ -4,16 +4,16 @@ rules; here they are on the wire, on every route. And: which combinations do not
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.conftest import Launcher
 from tests.kit import raw
+from tests.kit.command import check_one_line, here
 from tests.kit.http import Client
-from tests.kit.processes import Gateway, environment
+from tests.kit.processes import Gateway
 from tests.kit.redis_server import free_port
 
 JSON = ("Content-Type", "application/json")
@@ -115,17 +115,9 @@ def test_what_is_public_is_public_under_any_name(gateway: Gateway) -> None:
 # What does not start
 
 
-def serve(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    env = environment(f"redis://127.0.0.1:{free_port()}", **settings)
-    command = [sys.executable, "-m", "broker", "serve", "--port", str(free_port()), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.com"])
 def test_without_authentication_nothing_but_loopback_is_served(host: str) -> None:
-    done = serve("--host", host, auth="none", jwt_secret=None)
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
+    line = check_one_line(here("serve", "--host", host, auth="none", jwt_secret=None))
     assert line.startswith("broker: BROKER_AUTH=none serves loopback only")
     assert host in line
 
@@ -143,13 +135,11 @@ def test_without_authentication_nothing_but_loopback_is_served(host: str) -> Non
         ({"auth": "off"}, "BROKER_AUTH"),
     ],
 )
-def test_jwt_without_a_good_key_does_not_start(settings: dict[str, object], named: str) -> None:
-    done = serve(**settings)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("broker: ")
-    assert named in lines[0]
+def test_jwt_without_a_good_key_does_not_start(settings: dict[str, Any], named: str) -> None:
+    done = here("serve", "--port", str(free_port()), **settings)
+    line = check_one_line(done)
+    assert line.startswith("broker: ")
+    assert named in line
     assert str(settings.get("jwt_secret") or "-----") not in done.stderr
     for line in done.stderr.splitlines():
         if line.startswith("{"):

@@ -250,7 +250,7 @@ class PostReader:
 @pytest.mark.skipif(nginx.find() is None, reason="no nginx here")
 async def test_a_rolling_restart_behind_nginx_loses_nothing_and_closes_no_eventsource(launch: Launcher) -> None:
     server = launch.redis()
-    gateways = [launch.gateway(server.url, drain_delay_seconds=0.5) for _ in range(3)]
+    gateways = [launch.gateway(server.url, drain_delay_seconds=0.2) for _ in range(3)]
     launch.worker(server.url)
     proxy = nginx.Nginx(launch.folder, [gateway.port for gateway in gateways])
     try:
@@ -261,7 +261,7 @@ async def test_a_rolling_restart_behind_nginx_loses_nothing_and_closes_no_events
 
 
 async def roll(launch: Launcher, redis_url: str, gateways: list[Gateway], proxy: nginx.Nginx) -> None:
-    long = {"agent": "tokens", "parameters": {"count": 700, "pause": 0.01}}
+    long = {"agent": "tokens", "parameters": {"count": 550, "pause": 0.01}}
     seen: list[str] = []
     stop = asyncio.Event()
 
@@ -285,7 +285,7 @@ async def roll(launch: Launcher, redis_url: str, gateways: list[Gateway], proxy:
         for gateway in gateways:
             gateway.signal(signal.SIGTERM)
             assert await asyncio.to_thread(gateway.wait, 10) == 0
-            await asyncio.to_thread(launch.gateway, redis_url, port=gateway.port, drain_delay_seconds=0.5)
+            await asyncio.to_thread(launch.gateway, redis_url, port=gateway.port, drain_delay_seconds=0.2)
         stop.set()
         await busy
         async with asyncio.timeout(60):

@@ -46,7 +46,7 @@ async def test_after_a_restart_500_clients_come_back_spread_out_and_lose_nothing
         for request_id in finished:
             client.finished(request_id)
         running = [
-            client.submit(f"long {n}", agent="tokens", parameters={"count": 600, "pause": 0.01}) for n in range(RUNS)
+            client.submit(f"long {n}", agent="tokens", parameters={"count": 450, "pause": 0.01}) for n in range(RUNS)
         ]
         await storm(launch, server.url, gateways, client, running, finished)
 
