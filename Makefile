@@ -21,7 +21,7 @@ help:
 	@echo 'make demo     run everything on this machine until Ctrl-C (PORT=8000, DOCS=directory)'
 	@echo 'make test     install what the tests need, then check and test everything (ARGS=options of pytest)'
 	@echo 'make lint     only the static checks'
-	@echo 'make chaos    the tests that break things, for longer'
+	@echo 'make chaos    the tests with all their loops whole, which takes long'
 	@echo 'make bench    measure (ARGS=options of the benchmark)'
 	@echo 'make clean    remove what this made, but not the data of the demo, .demo'
 	@echo
@@ -46,7 +46,7 @@ bench: .venv/.test
 
 chaos: .venv/.test
 	@tests/setup.sh
-	BROKER_TEST_LONG=1 $(PYTEST) tests/chaos tests/integration
+	BROKER_TEST_LONG=1 $(PYTEST)
 
 clean:
 	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

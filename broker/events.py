@@ -159,23 +159,6 @@ class Cancelled(Event):
     reason: str
 
 
-NATIVE: tuple[type[Event], ...] = (
-    Start,
-    Attempt,
-    Message,
-    Progress,
-    Sources,
-    Reasoning,
-    Token,
-    ToolCall,
-    ToolResult,
-    Data,
-    Final,
-    Error,
-    Cancelled,
-)
-"""Every event type, in the order of the documentation."""
-
 AGENT: tuple[type[Event], ...] = (
     Message,
     Progress,
@@ -189,3 +172,6 @@ AGENT: tuple[type[Event], ...] = (
     Error,
 )
 """What an agent may yield; the others are the broker's."""
+
+NATIVE: tuple[type[Event], ...] = (Start, Attempt, Cancelled, *AGENT)
+"""Every type of event that a log may hold."""

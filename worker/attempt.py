@@ -222,6 +222,11 @@ _left_behind: set[asyncio.Task[None]] = set()
 """A task that nobody refers to may be collected in the middle of its work."""
 
 
+def left_behind() -> int:
+    """How many agents were cancelled and have not ended."""
+    return len(_left_behind)
+
+
 async def _end(run: Run, driver: Driver, driving: asyncio.Task[Event]) -> None:
     await asyncio.gather(driving, return_exceptions=True)
     await driver.close(run)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import secrets
 import signal
 import time
@@ -16,15 +17,16 @@ from arq.worker import Worker as ArqWorker
 from arq.worker import func
 from redis.asyncio import Redis
 
+from broker.events import Error
 from broker.runs import keys
-from broker.runs.connections import AWAY, connect, is_away
+from broker.runs.connections import connect, is_away, until_answered
 from broker.runs.queue import FUNCTION, Queue, parse_job
 from broker.runs.scripts import Lease, Scripts, keep_key
 from broker.runs.subscriber import Subscriber
 from broker.settings import Settings
 from worker.agent import Agent, Run
 from worker.agents import load
-from worker.attempt import execute
+from worker.attempt import execute, left_behind
 from worker.publisher import Limits, Publisher
 
 logger = logging.getLogger(__name__)
@@ -145,7 +147,8 @@ class Worker:
     def _arq(self) -> Taker:
         seconds = self._settings.max_run_seconds + 600
         taker = Taker(
-            [func(self._job, name=FUNCTION, keep_result=0, max_tries=1, timeout=seconds)],
+            # arq counts a start whose reply was lost as a try, and would drop the job: taking it off is what counts.
+            [func(self._job, name=FUNCTION, keep_result=0, max_tries=1000, timeout=seconds)],
             redis_pool=self._queue.redis,
             queue_name=keys.QUEUE,
             max_jobs=self._settings.max_jobs,
@@ -169,7 +172,8 @@ class Worker:
         assert task is not None
         self._runs.add(task)
         try:
-            await self._queue.take(ctx["job_id"])
+            # The reply may be lost after the job is: so the claim comes whatever happened, and decides.
+            await until_answered(lambda: self._queue.take(ctx["job_id"]), "taking a job", job_id=ctx["job_id"])
             request_id, attempt = parse_job(payload)
             await self._run(request_id, attempt)
         except Exception as error:
@@ -184,6 +188,7 @@ class Worker:
         stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stops.setdefault(request_id, set()).add(stop)
         control = keys.control(request_id)
+        lease: Lease | None = None
         try:
             # Before the claim: a cancel that comes later is heard, an earlier one is the claim's answer.
             with contextlib.suppress(ConnectionError):
@@ -191,6 +196,11 @@ class Worker:
             lease = await self._claim(request_id, attempt)
             if lease is not None:
                 await self._execute(lease, stop)
+        except Exception:
+            if lease is None:
+                raise
+            logger.exception("a run cannot be executed", extra={"request_id": request_id, "attempt": attempt})
+            await self._close_failed(request_id)
         finally:
             stops = self._stops[request_id]
             stops.discard(stop)
@@ -200,28 +210,43 @@ class Worker:
 
     async def _claim(self, request_id: str, attempt: int) -> Lease | None:
         """The token makes a claim whose reply was lost safe to repeat."""
-        token, failures = secrets.token_hex(8), 0
-        while True:
-            try:
-                answer = await self._scripts.claim(request_id, attempt, token, self._limits.lease_ms)
-                break
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
-                failures += 1
+        token = secrets.token_hex(8)
+        answer = await until_answered(
+            lambda: self._scripts.claim(request_id, attempt, token, self._limits.lease_ms),
+            "claim",
+            request_id=request_id,
+        )
         if isinstance(answer, Lease):
             return answer
         logger.info("claim refused", extra={"request_id": request_id, "attempt": attempt, "answer": answer.answer})
         return None
+
+    async def _close_failed(self, request_id: str) -> None:
+        """What was accepted ends, whatever went wrong here."""
+        error = Error(code="internal", message="The worker failed; its log says why.")
+        await until_answered(
+            lambda: self._scripts.close(
+                request_id,
+                kind=error.type,
+                data=error.json_data(),
+                reason="worker_lost",
+                token=secrets.token_hex(8),
+                retention_ms=self._limits.retention_ms,
+            ),
+            "closing",
+            request_id=request_id,
+        )
 
     async def _execute(self, lease: Lease, stop: asyncio.Future[str]) -> None:
         began = time.perf_counter()
         run = self._make_run(lease)
         name = json.loads(lease.record["agent"])
         logger.info("run started", extra={"request_id": lease.request_id, "attempt": lease.attempt, "agent": name})
-        with contextlib.suppress(*AWAY):
-            await keep_key(self._redis, lease.record["key"], self._settings.key_life_ms)
+        await until_answered(
+            lambda: keep_key(self._redis, lease.record["key"], self._settings.key_life_ms),
+            "keeping the key",
+            request_id=lease.request_id,
+        )
         publisher = Publisher(self._scripts, lease, self._limits)
         agent = self._agents.get(name) or _unknown_agent
         outcome = await execute(lease, agent, publisher, run, stop)
@@ -291,10 +316,14 @@ class Taker(ArqWorker):
 
 async def _unknown_agent(run: Run) -> Any:
     """For a run whose agent this worker does not have: gateways and workers must have the same BROKER_AGENTS."""
-    from broker.events import Error
-
     yield Error(code="unknown_agent", message="The worker that took this run does not have its agent.")
 
 
 async def serve(settings: Settings) -> int:
-    return await Worker(settings, load(settings)).run()
+    """Runs a worker. Returns its exit code, unless an agent that does not end keeps the process from ending."""
+    code = await Worker(settings, load(settings)).run()
+    if left_behind():
+        # asyncio would wait for the agent's task without a limit.
+        logging.shutdown()
+        os._exit(code)
+    return code

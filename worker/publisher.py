@@ -7,21 +7,17 @@ reply is safe, since the same batch is sent again under the same ids and answere
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from dataclasses import dataclass
 
 from broker.ids import EventId
-from broker.runs.connections import is_away
+from broker.runs.connections import until_answered
 from broker.runs.scripts import Answer, Batch, Lease, Reply, Scripts
-
-logger = logging.getLogger(__name__)
 
 MAX_BATCH_ENTRIES = 256
 MAX_BATCH_BYTES = 256 * 1024
 BUFFER_ENTRIES = 1024
 BUFFER_BYTES = 1024 * 1024
-_BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class Stopped(Exception):
@@ -153,30 +149,20 @@ class Publisher:
 
     async def _append(self, batch: Batch) -> None:
         """Sends the batch until it is answered. Redis being away is not a lost lease (4.5)."""
-        failures = 0
-        while True:
-            began = asyncio.get_running_loop().time()
-            renew = not batch.entries or began >= self._renew_at
-            try:
-                reply = await self._scripts.append(
-                    self._lease,
-                    batch,
-                    lease_ms=self._limits.lease_ms if renew else 0,
-                    retention_ms=self._limits.retention_ms,
-                )
-                if renew:
-                    self._renew_at = began + self._limits.lease_ms / 6000
-                break
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                if failures == 0:
-                    logger.warning(
-                        "append failed, trying again",
-                        extra={"request_id": self._lease.request_id, "error": repr(error)},
-                    )
-                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
-                failures += 1
+        now = asyncio.get_running_loop().time()
+        renew = not batch.entries or now >= self._renew_at
+        if renew:
+            self._renew_at = now + self._limits.lease_ms / 6000
+        reply = await until_answered(
+            lambda: self._scripts.append(
+                self._lease,
+                batch,
+                lease_ms=self._limits.lease_ms if renew else 0,
+                retention_ms=self._limits.retention_ms,
+            ),
+            "append",
+            request_id=self._lease.request_id,
+        )
         if reply.answer in (Answer.OK, Answer.DUP):
             self._written(batch)
         else:

@@ -82,10 +82,10 @@ class Heartbeats:
             return
         if channel.reading is None and not channel.gone:
             if state is None:
-                self._reread(channel)
+                self._resubscribe(channel)
                 return
             if state.end < known or (state.status not in FINISHED and channel.finished and channel.end == known):
-                self._reread(channel)
+                self._resubscribe(channel)
             elif state.end > channel.end:
                 # Most likely its message is under way. If not, it was lost.
                 asyncio.get_running_loop().call_later(
@@ -95,4 +95,10 @@ class Heartbeats:
 
     def _expect(self, channel: Channel, end: EventId) -> None:
         if channel.end < end and self._channels.get(channel.request_id) is channel and not channel.gone:
-            self._reread(channel)
+            self._resubscribe(channel)
+
+    def _resubscribe(self, channel: Channel) -> None:
+        """What pub/sub did not bring: perhaps its subscription is gone as well."""
+        if channel.reading is None:
+            channel.subscribed = False
+        self._reread(channel)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _STATE_FIELDS = ["status", "end", "deadline"]
 _OPEN_TIMEOUT = 5.0
 _CLOSE_SECONDS = 3.0
+_PRIMARY_SECONDS = 5.0
 
 
 class Hub:
@@ -54,6 +55,7 @@ class Hub:
     def start(self) -> None:
         self._subscriber.start()
         self._spawn(self._heartbeats.run())
+        self._spawn(self._watch_primary())
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -263,6 +265,21 @@ class Hub:
                 channel.stale = True  # what is being read may be older than the loss
             elif channel.subscribed:
                 self._start_reading(channel)
+
+    async def _watch_primary(self) -> None:
+        """Commands and subscriptions go to the same primary, or are connected anew (PROTOCOL 8.2)."""
+        while True:
+            await asyncio.sleep(_PRIMARY_SECONDS)
+            try:
+                replid = (await self._redis.info("replication")).get("master_replid")
+            except Exception as error:
+                if not is_away(error):
+                    logger.exception("asking for the primary failed")
+                continue
+            if None not in (replid, self._subscriber.replid) and replid != self._subscriber.replid:
+                logger.warning("commands and subscriptions are on different primaries: connecting anew")
+                await self._redis.connection_pool.disconnect()
+                self._subscriber.reconnect()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -14,7 +14,7 @@ from broker.events import Entry
 from broker.fold import is_void
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.dialects import Dialect, registered
+from broker.gateway.dialects import DIALECTS, Dialect
 from broker.gateway.routes import EVENT_STREAM, Asgi, Gateway, Route, json_response
 from broker.gateway.stream import ComeAgain, StreamResponse
 from broker.ids import REQUEST_ID, START, EventId
@@ -30,7 +30,7 @@ class NativeApi:
         self._hub = gateway.hub
         self._settings = gateway.settings
         self._gateway = gateway
-        self._dialect: Dialect = registered()["native"]
+        self._dialect: Dialect = DIALECTS["native"]
 
     def routes(self) -> list[Route]:
         prefix, run = api.PREFIX, api.PREFIX + "/runs/{request_id}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
@@ -19,12 +21,15 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
     TimeoutError,
     TryAgainError,
 )
 
 from broker.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SOCKET_TIMEOUT = 5.0
 
@@ -114,23 +119,41 @@ def _fake(url: str) -> Redis:
 _FAKE_SERVERS: dict[str, Any] = {}
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether `error` says that Redis cannot answer now, by its class or by its words."""
+    return isinstance(error, AWAY) or (isinstance(error, RedisError) and _AWAY_WORDS.search(str(error)) is not None)
+
+
+# Inside a script's error 6.2 has them after "-": "Error running script (call to f_…): @user_script:9: -OOM command …"
+_AWAY_WORDS = re.compile(
+    r"(?:^|: -?)(?:OOM|READONLY|LOADING|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|MISCONF|BUSY)\b"
+)
+
+
 @contextlib.contextmanager
 def unavailable() -> Iterator[None]:
     """Turns "Redis is away", in any of its forms, into Unavailable."""
     try:
         yield
-    except AWAY as error:
-        raise Unavailable(_AWAY_TEXT) from error
-    except ResponseError as error:
-        if str(error).startswith(_AWAY_ANSWERS):
-            raise Unavailable(_AWAY_TEXT) from error
-        raise
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise Unavailable("Redis cannot be reached or does not accept writes. Nothing was lost; try again.") from error
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether `error` says that Redis cannot answer now, by its class or, inside a script's error, by its words."""
-    return isinstance(error, AWAY) or (isinstance(error, RedisError) and str(error).startswith(_AWAY_ANSWERS))
+async def until_answered(call: Callable[[], Awaitable[T]], what: str, **fields: str) -> T:
+    """Calls again until Redis answers. Only for what may be repeated. `fields` stand in the log beside `what`."""
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except Exception as error:
+            if not is_away(error):
+                raise
+            if failures == 0:
+                logger.warning(f"{what} failed, trying again", extra={**fields, "error": repr(error)})
+            await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+            failures += 1
 
 
-_AWAY_TEXT = "Redis cannot be reached or does not accept writes. Nothing was lost; try again."
-_AWAY_ANSWERS = ("OOM", "READONLY", "LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MISCONF")
+_BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)

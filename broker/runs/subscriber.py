@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -62,6 +63,16 @@ class Subscriber:
     @property
     def connected(self) -> bool:
         return self._link is not None
+
+    @property
+    def replid(self) -> str | None:
+        """The `master_replid` of the server that it is connected to, as it was when it connected."""
+        return self._link.replid if self._link else None
+
+    def reconnect(self) -> None:
+        """Drops the connection; another one follows."""
+        if self._link is not None:
+            self._link.abort()
 
     async def subscribe(self, channel: str) -> None:
         """Returns when Redis has confirmed. Raises ConnectionError while there is no connection."""
@@ -153,6 +164,11 @@ class Subscriber:
 class _Link:
     """A connection that carries subscriptions."""
 
+    replid: str | None = None
+
+    def abort(self) -> None:
+        """Ends `run`."""
+
     def send(self, *command: str) -> None:
         raise NotImplementedError
 
@@ -168,14 +184,23 @@ async def _open(redis: Redis, received: Callable[[list[list[Any]]], None]) -> _L
     connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     try:
         await connection.connect()
+        if getattr(connection, "_writer", None) is None or not hasattr(connection._writer, "transport"):
+            await connection.disconnect()
+            return _PubSubLink(redis.pubsub(), received)
+        replid = await _replid(connection)
     except BaseException:
         # redis-py leaves the socket open when it is cancelled between the connection and its greeting.
         await connection.disconnect(nowait=True)
         raise
-    if getattr(connection, "_writer", None) is None or not hasattr(connection._writer, "transport"):
-        await connection.disconnect()
-        return _PubSubLink(redis.pubsub(), received)
-    return _RawLink(connection, received)
+    link = _RawLink(connection, received)
+    link.replid = replid
+    return link
+
+
+async def _replid(connection: Any) -> str | None:
+    await connection.send_command("INFO", "replication")
+    found = re.search(rb"master_replid:(\w+)", await connection.read_response(disable_decoding=True))
+    return found[1].decode("ascii") if found else None
 
 
 class _RawLink(_Link, asyncio.Protocol):
@@ -220,6 +245,9 @@ class _RawLink(_Link, asyncio.Protocol):
                 raise ConnectionError("Redis did not answer a PING")
             self._heard = False
             self.send("PING")
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     async def close(self) -> None:
         self._transport.abort()

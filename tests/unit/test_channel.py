@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.events import Entry
 from broker.gateway.channel import Channel, State, heartbeat_text
-from broker.gateway.dialects import registered
+from broker.gateway.dialects import DIALECTS
 from broker.gateway.reader import End, Reader, Slice, chunk
 from broker.gateway.view import RING_BYTES, RING_BYTES_MAX, SLICE_BYTES, View
 from broker.ids import START, EventId
@@ -58,7 +58,7 @@ def opened(end: EventId = BEGUN, status: str = "running") -> Channel:
 
 def reader_of(channel: Channel, *, chunked: bool = False, long_ids: bool = False) -> Reader:
     """One that is up to date."""
-    view = channel.view(registered()["native"], long_ids)
+    view = channel.view(DIALECTS["native"], long_ids)
     reader = Reader(view, Connection(chunked=chunked), channel.end, None)
     view.readers.add(reader)
     view.join(reader)
@@ -396,7 +396,7 @@ def test_in_any_schedule_every_reader_gets_each_entry_once(data: st.DataObject) 
                     live.clear()
                 channel.flush()
         elif step == "join":
-            view = channel.view(registered()["native"], False)
+            view = channel.view(DIALECTS["native"], False)
             position = EventId(5, data.draw(st.integers(1, channel.end.seq)))
             reader = Reader(view, Connection(), position, None)
             view.readers.add(reader)

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from broker.errors import RunNotFound, Unavailable
 from broker.events import Entry
-from broker.gateway.dialects import registered
+from broker.gateway.dialects import DIALECTS
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End, Reader
 from broker.ids import START, EventId
@@ -146,7 +146,7 @@ class Gateway:
         reader = await self.hub.open(
             request_id,
             head or await self.head(request_id),
-            registered()["native"],
+            DIALECTS["native"],
             connection,
             position=after,
             long_ids=long_ids,

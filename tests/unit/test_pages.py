@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from broker.events import Entry
 from broker.gateway import pages as module
 from broker.gateway.channel import Channel, State
-from broker.gateway.dialects import registered
+from broker.gateway.dialects import DIALECTS
 from broker.gateway.pages import Damaged, Pages, check_contiguous, encode
 from broker.gateway.reader import Slice, chunk
 from broker.gateway.view import SLICE_BYTES, View
@@ -48,7 +48,7 @@ def view_of(lease: Lease, *, long_ids: bool = False) -> View:
     channel = Channel(lease.request_id)
     channel.users = 2  # what a single reader asks for is not kept
     channel.update(State("running", EventId(lease.epoch, 9999), 1))
-    return channel.view(registered()["native"], long_ids)
+    return channel.view(DIALECTS["native"], long_ids)
 
 
 def entries_in(page: list[Slice]) -> list[Entry]:
@@ -247,7 +247,7 @@ def test_anything_else_is_damage(position: EventId, ids: list[tuple[int, int]]) 
 
 def test_a_slice_ends_between_events() -> None:
     entries = [Entry(EventId(1, seq), "token", '{"text":"' + "z" * 40_000 + '"}') for seq in range(1, 8)]
-    slices = encode(registered()["native"].projection("0" * 32, long_ids=False), entries)
+    slices = encode(DIALECTS["native"].projection("0" * 32, long_ids=False), entries)
     assert [part.last for part in slices] == [EventId(1, 2), EventId(1, 4), EventId(1, 6), EventId(1, 7)]
     assert entries_in(slices) == entries
-    assert encode(registered()["native"].projection("0" * 32, long_ids=False), []) == []
+    assert encode(DIALECTS["native"].projection("0" * 32, long_ids=False), []) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from broker.events import Entry
+from broker.gateway.dialects.native import Native
 
 
 class Projection(Protocol):
@@ -40,8 +41,5 @@ class Dialect(Protocol):
         """The last bytes of a connection that is cut before the end."""
 
 
-def registered() -> dict[str, Dialect]:
-    """Every dialect by its name."""
-    from broker.gateway.dialects.native import Native
-
-    return {dialect.name: dialect for dialect in (Native(),)}
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Native(),)}
+"""Every dialect by its name."""

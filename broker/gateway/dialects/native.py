@@ -31,5 +31,4 @@ class NativeProjection:
         self._prefix = prefix
 
     def feed(self, entry: Entry) -> bytes:
-        (epoch, seq), kind, data = entry
-        return f"id: {self._prefix}{epoch}-{seq}\nevent: {kind}\ndata: {data}\n\n".encode("ascii")
+        return sse.frame(entry.type, entry.data, f"{self._prefix}{entry.id}")
