@@ -129,7 +129,7 @@ def test_the_debug_variable_shows_the_traceback() -> None:
 
 def authorized(service: Service, token: str) -> int:
     url = f"{service.gateways[0].url}/api/v1/runs"
-    return httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code
+    return httpx.get(url, headers={"Authorization": f"Bearer {token}"}, verify=False).status_code
 
 
 def test_a_token_is_accepted_by_the_gateway_and_opens_its_subjects_runs(service: Service, subject: str) -> None:
@@ -140,12 +140,19 @@ def test_a_token_is_accepted_by_the_gateway_and_opens_its_subjects_runs(service:
     with service.client(subject) as client:
         request_id = client.submit("mine")
     mine = {"Authorization": f"Bearer {token}"}
-    assert httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=mine).status_code == 200
+    assert (
+        httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=mine, verify=False).status_code == 200
+    )
     others = {"Authorization": f"Bearer {here('token', '--sub', 'x').stdout.strip()}"}
-    assert httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=others).status_code == 404
+    assert (
+        httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=others, verify=False).status_code
+        == 404
+    )
     overseer = here("token", "--sub", "x", "--tenant", subject, "--scope", "other", "--scope", "broker:tenant")
     sees = {"Authorization": f"Bearer {overseer.stdout.strip()}"}
-    assert httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=sees).status_code == 200
+    assert (
+        httpx.get(f"{service.gateways[0].url}/api/v1/runs/{request_id}", headers=sees, verify=False).status_code == 200
+    )
 
 
 def test_a_token_lives_as_long_as_it_was_told(service: Service) -> None:
@@ -209,7 +216,7 @@ class Gateways(Process):
     def ready(self) -> bool:
         assert self.popen.poll() is None, self.log_text()
         try:
-            return httpx.get(f"{self.url}/readyz", headers={"Connection": "close"}).status_code == 200
+            return httpx.get(f"{self.url}/readyz", headers={"Connection": "close"}, verify=False).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -70,7 +70,7 @@ class Nginx:
         def ready() -> bool:
             assert self._process.poll() is None, self.errors()
             try:
-                return httpx.get(self.url + "/readyz").status_code == 200
+                return httpx.get(self.url + "/readyz", verify=False).status_code == 200
             except httpx.TransportError:
                 return False
 
