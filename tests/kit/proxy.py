@@ -81,6 +81,16 @@ class Proxy:
     def resume(self) -> None:
         self._loop.call_soon_threadsafe(self._passing.set)
 
+    def forget(self) -> None:
+        """Connections that are open stay so, and silent for ever, as after a lost NAT entry; new ones pass."""
+
+        async def forget() -> None:
+            self._passing.clear()
+            self._passing = asyncio.Event()
+            self._passing.set()
+
+        self._call(forget())
+
     def refuse(self) -> None:
         """Resets every connection, and every one to come."""
         self._refusing = True
@@ -144,16 +154,17 @@ class Proxy:
             _reset(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing = self._passing
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream, limit=2**26)
         try:
             while True:
                 command, raw = await _command(reader)
-                await self._passing.wait()
+                await passing.wait()
                 if command[0].upper() in (b"SUBSCRIBE", b"SSUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"):
                     if self._delay:
                         await asyncio.sleep(self._delay)
                     upstream.write(raw)
-                    await self._pass_through(reader, writer, upstream_reader, upstream)
+                    await self._pass_through(passing, reader, writer, upstream_reader, upstream)
                     return
                 lost = self._is_lost(command)
                 if lost and self._before:
@@ -164,7 +175,7 @@ class Proxy:
                     return
                 if self._delay:
                     await asyncio.sleep(self._delay)
-                await self._passing.wait()
+                await passing.wait()
                 writer.write(reply)
                 await writer.drain()
         finally:
@@ -180,14 +191,15 @@ class Proxy:
 
     async def _pass_through(
         self,
+        passing: asyncio.Event,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         upstream_reader: asyncio.StreamReader,
         upstream: asyncio.StreamWriter,
     ) -> None:
         ways = [
-            asyncio.create_task(self._pipe(reader, upstream)),
-            asyncio.create_task(self._pipe(upstream_reader, writer)),
+            asyncio.create_task(self._pipe(passing, reader, upstream)),
+            asyncio.create_task(self._pipe(passing, upstream_reader, writer)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -196,10 +208,10 @@ class Proxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pipe(self, passing: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(2**16):
-                await self._passing.wait()
+                await passing.wait()
                 writer.write(data)
                 await writer.drain()
 

@@ -374,6 +374,19 @@ async def test_a_renewal_is_an_empty_append_that_moves_the_deadline(redis: Redis
     assert await snapshot(redis, lease.request_id) == before
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+async def test_an_append_may_leave_the_lease_as_it_is(redis: Redis, scripts: Scripts, checkpoint: bool) -> None:
+    lease = await running(scripts)
+    await redis.hset(keys.run(lease.request_id), "deadline", "12345")  # type: ignore[misc]
+    covered = (EventId(lease.epoch, 2), 1) if checkpoint else None
+    for answer in (Answer.OK, Answer.DUP):
+        reply = await append(scripts, lease, 2, *words("a"), lease_ms=0, checkpoint=covered)
+        assert reply.answer is answer
+        assert await field(redis, lease.request_id, "deadline") == "12345"
+    await append(scripts, lease, 3, *words("b"), checkpoint=covered)
+    assert int(await field(redis, lease.request_id, "deadline")) > now_ms()
+
+
 async def test_an_expired_lease_refuses_nothing(redis: Redis, scripts: Scripts) -> None:
     """PROTOCOL 4.5: only fencing ends it."""
     lease = await running(scripts)

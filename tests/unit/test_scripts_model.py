@@ -150,6 +150,7 @@ class Machine(RuleBasedStateMachine):
                     *[(entry.type, entry.data) for entry in batch],
                     kept_from=kept_from,
                     checkpoint=(stored[0], json.loads(stored[1])) if stored else None,
+                    lease_ms=0 if last % 2 else runs.LEASE_MS,
                 )
             )
             upto = EventId(writer.epoch, last)
