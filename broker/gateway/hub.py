@@ -254,9 +254,10 @@ class Hub:
         self._start_reading(channel)
 
     def _flush(self) -> None:
-        for channel in self._dirty:
-            channel.flush()
-        self._dirty.clear()
+        if self._dirty:
+            for channel in self._dirty:
+                channel.flush()
+            self._dirty.clear()
 
     def _read_all_again(self) -> None:
         """The connection was lost and is back: messages may have been missed."""

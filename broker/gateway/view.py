@@ -74,17 +74,21 @@ class View:
             reader.position = self.channel.end
 
     def extend(self, entries: Iterable[Entry]) -> None:
+        feed, size = self._projection.feed, 0
         for entry in entries:
-            frame = self._projection.feed(entry)
+            frame = feed(entry)
             self._ids.append(entry.id)
             self._frames.append(frame)
             self._unsent.append(frame)
-            self._size += len(frame)
-        limit = min(RING_BYTES * len(self.readers), RING_BYTES_MAX)
-        if self._size > 2 * limit and len(self._ids) > 1:
-            self._trim(limit)
+            size += len(frame)
+        self._size += size
+        if self._size > 2 * RING_BYTES:
+            self._trim(min(RING_BYTES * len(self.readers), RING_BYTES_MAX))
 
     def _trim(self, limit: int) -> None:
+        """Not at each event, but when the ring is twice as large as it may stay."""
+        if self._size <= 2 * limit or len(self._ids) < 2:
+            return
         drop = 0
         while self._size > limit and drop < len(self._ids) - 1:
             self._size -= len(self._frames[drop])
@@ -94,9 +98,10 @@ class View:
 
     def flush(self) -> None:
         """One write for each reader, however many entries came."""
-        data = b"".join(self._unsent)
-        self._unsent.clear()
-        if data:
+        unsent = self._unsent
+        if unsent:
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            unsent.clear()
             if self._live_chunked:
                 framed = chunk(data)
                 for write in tuple(self._live_chunked.values()):
