@@ -1,4 +1,4 @@
-"""The keys of an issuer: which are used, when they are fetched, and what holds while the endpoint is not there."""
+"""P19. The keys of an issuer: which are used, when they are fetched, and what holds while the endpoint is not there."""
 
 from __future__ import annotations
 

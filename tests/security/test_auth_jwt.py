@@ -1,4 +1,4 @@
-"""Which bearer tokens are accepted, whose they are, and in which words all others are refused."""
+"""P19. Which bearer tokens are accepted, whose they are, and in which words all others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BROKER_AUTH=none serves programs of this machine, and no web page that was not invited."""
+"""P19. BROKER_AUTH=none serves programs of this machine, and no web page that was not invited."""
 
 from __future__ import annotations
 

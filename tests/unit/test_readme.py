@@ -1,0 +1,32 @@
+"""The README names what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+GUARANTEES = re.findall(r"^\| (P\d+) \| (.+) \| (.+) \|$", README, re.MULTILINE)
+
+
+def test_there_are_guarantees() -> None:
+    assert [number for number, _, _ in GUARANTEES] == sorted({row[0] for row in GUARANTEES}, key=lambda p: int(p[1:]))
+    assert len(GUARANTEES) == README.count("\n| P")
+
+
+@pytest.mark.parametrize("number, tests", [(number, tests) for number, _, tests in GUARANTEES])
+def test_each_guarantee_names_tests_that_cite_it(number: str, tests: str) -> None:
+    paths = [path for path in re.findall(r"`(tests/[^`]+)`", tests) if path.endswith(".py")]
+    assert paths
+    for path in paths:
+        assert re.search(rf"\b{number}\b", (ROOT / path).read_text("utf-8")), f"{path} does not cite {number}"
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
