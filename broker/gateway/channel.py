@@ -30,6 +30,7 @@ class Channel:
         "inbox",
         "next_beat",
         "opened",
+        "page",
         "reading",
         "request_id",
         "stale",
@@ -57,6 +58,8 @@ class Channel:
         """Whether something came meanwhile that only another read can tell."""
         self.reading: asyncio.Task[None] | None = None
         self.next_beat = 0.0
+        self.page = 64
+        """Entries in one read of the log: by their size so far, what a page may hold."""
 
     @property
     def finished(self) -> bool:

@@ -16,6 +16,8 @@ from broker.ids import EventId
 from broker.runs import log
 
 CACHE_BYTES = 32 * 1024 * 1024
+PAGE_SLICES = 4
+"""The most of a page: a reader whose client has stopped reading holds it, and there may be thousands of them."""
 
 
 class Damaged(Exception):
@@ -36,7 +38,7 @@ class Pages:
         self._size = 0
 
     async def after(self, view: View, position: EventId) -> list[Slice]:
-        """What the log has above `position`, which is below its end; at most log.PAGE entries.
+        """What the log has above `position`, which is below its end: the beginning of it, at most PAGE_SLICES.
 
         Raises Damaged, and redis-py's exceptions.
         """
@@ -53,9 +55,12 @@ class Pages:
 
     async def _read(self, key: _Key, view: View) -> list[Slice]:
         request_id, _, position = key
-        entries = await log.read(self._redis, request_id, position)
+        channel = view.channel
+        entries = await log.read(self._redis, request_id, position, channel.page)
         check_contiguous(position, entries)
-        return encode(view.projection(), entries)
+        size = sum(len(entry.data) for entry in entries) // len(entries)
+        channel.page = max(1, min(log.PAGE, PAGE_SLICES * SLICE_BYTES // max(size, 1)))
+        return encode(view.projection(), entries)[:PAGE_SLICES]
 
     def _ended(self, key: _Key, channel: Channel, read: asyncio.Task[list[Slice]]) -> None:
         """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before.

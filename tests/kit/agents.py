@@ -92,9 +92,11 @@ async def no_final(run: Run) -> Events:
 
 
 async def burst(run: Run) -> Events:
-    """`count` tokens of `size` characters without a pause."""
+    """`count` tokens of `size` characters, without a pause unless there is a `pause`."""
     for _ in range(run.parameters["count"]):
         yield Token(text="x" * run.parameters.get("size", 10))
+        if run.parameters.get("pause"):
+            await asyncio.sleep(run.parameters["pause"])
 
 
 async def speaks(run: Run) -> Events:
