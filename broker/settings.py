@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(15, ge=0.1, description="An idle stream gets bytes at least this often.")
     lease_seconds: float = Field(15, ge=1, description="How long a worker's claim holds without renewal.")
     retention_seconds: float = Field(86400, ge=1, description="How long a finished run can be read.")
-    max_attempts: int = Field(3, ge=1, description="Attempts that a run may lose before it fails; this version makes one.")
+    max_attempts: int = Field(3, ge=1, description="Attempts a run may lose before it fails; this version makes one.")
     max_run_seconds: float = Field(3600, gt=0, description="Limit of a run, from its first claim, over all attempts.")
     max_jobs: int = Field(100, ge=1, description="Runs at once in one worker.")
     send_timeout_seconds: float = Field(30, gt=0, description="A client that reads nothing for this long is cut.")
