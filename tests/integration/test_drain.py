@@ -35,7 +35,7 @@ def check_cut(stream: Stream) -> None:
     last = re.search(rb"(?:^|\n)retry: (\d+)\n$", body)
     assert last, body[-200:]
     assert 1000 <= int(last[1]) <= 3000
-    whole = body[: last.start() + 1].removeprefix(b"\n")
+    whole = body[: last.start(1) - len(b"retry: ")]
     frames = [line for line in whole.split(b"\n") if not line.startswith((b":", b"retry:"))]
     assert b"\n".join(frames).endswith(b"\n\n") or not b"".join(frames)
     assert len(stream.events) == whole.count(b"\n\n")
@@ -135,6 +135,46 @@ async def test_a_stream_whose_run_has_ended_is_ended_properly_while_the_gateway_
                 received += part
             assert b"event: final" in received
         assert await asyncio.to_thread(gateway.wait, 10) == 0
+
+
+async def test_who_comes_between_the_cut_and_the_end_is_told_to_come_again(launch: Launcher) -> None:
+    """An EventSource by 200, `retry:` and a cut, as a 503 would close it for good; a submit by 503."""
+    server = launch.redis()
+    gateway = launch.gateway(server.url, drain_delay_seconds=0.3)
+    told: list[Stream] = []
+    refused: list[httpx.Response] = []
+
+    async def watch(run: Written) -> None:
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                stream = Stream()
+                with contextlib.suppress(EOFError, ConnectionResetError):
+                    await stream.open(gateway.url, f"{run.path}/stream", AUTH)
+                    assert stream.status == 200, bytes(stream.body)
+                    await stream.until(lambda s=stream: bool(s.events or s.ending))  # type: ignore[misc]
+                    if not stream.events:
+                        told.append(stream)
+                await stream.close()
+
+    async def submit(client: httpx.AsyncClient) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                reply = await client.post(f"{gateway.url}/api/v1/query", json={"query": "late"})
+                assert reply.status_code in (200, 202, 503)
+                if reply.status_code == 503:
+                    refused.append(reply)
+
+    async with Scribe(server.url) as scribe, httpx.AsyncClient(headers=AUTH, verify=False) as client:
+        run = await scribe.running("alice", "late", tokens=1)
+        gateway.signal(signal.SIGTERM)
+        await asyncio.gather(watch(run), watch(run), submit(client), submit(client))
+    assert gateway.wait(10) == 0
+    assert told
+    for stream in told:
+        check_cut(stream)
+    assert refused
+    for reply in refused:
+        assert (reply.json()["code"], reply.headers["Retry-After"]) == ("draining", "1")
 
 
 @contextlib.contextmanager
