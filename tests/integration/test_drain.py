@@ -298,6 +298,7 @@ async def test_a_rolling_restart_behind_nginx_loses_nothing_and_closes_no_events
         await roll(launch, server.url, gateways, proxy)
     finally:
         proxy.close()
+        print(proxy.errors())
 
 
 async def roll(launch: Launcher, redis_url: str, gateways: list[Gateway], proxy: nginx.Nginx) -> None:
