@@ -579,6 +579,27 @@ async def test_a_stubborn_agent_is_left_behind_with_a_warning_and_writes_nothing
     assert await log.read_all(redis, lease.request_id) == ended.entries
 
 
+@pytest.mark.parametrize("code", ["timeout", "worker_stopped"])
+async def test_what_an_agent_yields_after_it_was_cancelled_is_not_taken(
+    redis: Redis, attempts: Attempts, code: str
+) -> None:
+    async def agent(run: Run) -> Events:
+        yield Token(text="begun")
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        yield Token(text="my last words")
+        yield Final(answer="and an end of my own")
+
+    lease = await running(attempts.scripts)
+    executing, stop = attempts.begin(lease, agent, seconds=0.2 if code == "timeout" else 30)
+    await begun(redis, lease)
+    if code == "worker_stopped":
+        stop.set_result(code)
+    ended = await attempts.ended(lease, executing)
+    assert ended.error["code"] == code
+    assert texts(ended.entries) == ["begun"]
+
+
 # -- checkpoints ---------------------------------------------------------------------------------------------
 
 

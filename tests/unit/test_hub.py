@@ -181,10 +181,15 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-async def gateway(redis: Redis, proxy: Proxy) -> AsyncIterator[Gateway]:
+def heartbeat() -> float:
+    return HEARTBEAT
+
+
+@pytest.fixture
+async def gateway(redis: Redis, proxy: Proxy, heartbeat: float) -> AsyncIterator[Gateway]:
     """Reaches Redis through the proxy; the tests, directly."""
     commands, subscriptions = connect(proxy.url, connections=4), connect(proxy.url, connections=1)
-    hub = Hub(commands, subscriptions, Settings(heartbeat_seconds=HEARTBEAT))
+    hub = Hub(commands, subscriptions, Settings(heartbeat_seconds=heartbeat))
     hub.start()
     await until(lambda: hub.connected)
     made = Gateway(hub, redis)
@@ -373,6 +378,25 @@ async def test_when_the_pubsub_connection_is_killed_under_load_nothing_is_lost(
         await check_whole(redis, stream, lease.request_id)
 
 
+@pytest.mark.parametrize("heartbeat", [60.0])
+async def test_what_was_missed_while_the_connection_was_lost_comes_as_soon_as_it_is_back(
+    redis: Redis, scripts: Scripts, gateway: Gateway, proxy: Proxy
+) -> None:
+    """Neither a later message nor a heartbeat has to tell."""
+    lease = await running(scripts)
+    streams = [await gateway.watch(lease.request_id) for _ in range(3)]
+    for n in range(3):
+        await until(lambda n=n: len(streams[0].entries()) == 2 + n)  # type: ignore[misc]
+        proxy.refuse()
+        await until(lambda: not gateway.hub.connected)
+        await append(scripts, lease, 2 + n, *words("missed"))
+        proxy.accept()
+    await until(lambda: all(len(stream.entries()) == 5 for stream in streams))
+    await append(scripts, lease, 5, FINAL)
+    for stream in streams:
+        await check_whole(redis, stream, lease.request_id)
+
+
 async def test_when_every_connection_is_reset_under_load_nothing_is_lost(
     redis: Redis, scripts: Scripts, gateway: Gateway, proxy: Proxy
 ) -> None:
@@ -438,6 +462,22 @@ async def test_a_strange_message_is_logged_and_harms_no_stream(
     await check_whole(redis, stream, lease.request_id)
 
 
+@pytest.mark.parametrize("heartbeat", [60.0])
+async def test_a_strange_message_that_comes_while_the_run_is_read_has_it_read_once_more(
+    redis: Redis, scripts: Scripts, gateway: Gateway, proxy: Proxy
+) -> None:
+    """The read that is under way may be older than what the message told."""
+    lease = await running(scripts)
+    stream = await gateway.watch(lease.request_id)
+    await until(lambda: len(stream.entries()) == 2)
+    proxy.delay(0.2)
+    await redis.publish(keys.channel(lease.request_id), b"2 what?")
+    await asyncio.sleep(0.1)
+    await append_silently(redis, lease, 2, *words("a"))
+    await redis.publish(keys.channel(lease.request_id), b"2 what?")
+    await until(lambda: len(stream.entries()) == 3)
+
+
 async def reads(redis: Redis, command: str) -> int:
     stats = await redis.info("commandstats")
     return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
@@ -451,7 +491,11 @@ async def test_a_message_of_a_log_that_a_failover_took_is_not_read_after_for_eve
     stream = await gateway.watch(lease.request_id)
     await until(lambda: len(stream.entries()) == 2)
     before = await reads(redis, "hmget")
-    await redis.publish(keys.channel(lease.request_id), f"1 {prev}\n999999999-2 token {{}}".encode())
+    message = f"1 {prev}\n999999999-2 token {{}}".encode()
+    async with redis.pipeline(transaction=True) as pipe:  # in one read: the second comes while the first is looked into
+        pipe.publish(keys.channel(lease.request_id), message)
+        pipe.publish(keys.channel(lease.request_id), message)
+        await pipe.execute()
     await asyncio.sleep(HEARTBEAT)
     assert await reads(redis, "hmget") - before < 20
     await write(scripts, lease, 5)
