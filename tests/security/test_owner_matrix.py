@@ -19,6 +19,7 @@ from broker.ids import new_request_id
 from tests.conftest import Service
 from tests.kit import raw
 from tests.kit.http import Client, token
+from tests.kit.processes import wait_for
 
 Kind = Literal["public", "own", "run"]
 """public: for everyone, without a token. own: for every user, about what is his. run: about the run in its path."""
@@ -133,7 +134,7 @@ class Stage:
                 client.post(f"/api/v1/runs/{request_id}/cancel")
             if state != "running":
                 return client.finished(request_id)
-            next(client.events(request_id, after="0-1"))
+            wait_for(lambda: client.run(request_id)["answer"] is not None)
             return client.run(request_id)
 
 
