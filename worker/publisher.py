@@ -142,9 +142,9 @@ class Publisher:
             size += len(entry[1])
         last = self._first + len(entries) - 1
         covered = None
-        for event_id, state in self._checkpoints:
-            if event_id.seq <= last:
-                covered = (event_id, state)
+        for checkpoint in self._checkpoints:
+            if checkpoint[0].seq <= last:
+                covered = checkpoint
         return Batch(self._first, entries, kept_from=self._first, checkpoint=covered)
 
     async def _append(self, batch: Batch) -> None:
@@ -172,7 +172,11 @@ class Publisher:
         for _ in batch.entries:
             self._bytes -= len(self._buffer.popleft()[1])
         self._first += len(batch.entries)
-        while self._checkpoints and self._checkpoints[0][0].seq < self._first:
-            self._checkpoints.popleft()
+        if batch.checkpoint is not None:
+            # One of the same id that came meanwhile has not been sent.
+            while self._checkpoints and self._checkpoints[0][0] < batch.checkpoint[0]:
+                self._checkpoints.popleft()
+            if self._checkpoints and self._checkpoints[0] is batch.checkpoint:
+                self._checkpoints.popleft()
         if len(self._buffer) < BUFFER_ENTRIES // 2 and self._bytes < BUFFER_BYTES // 2:
             self._room.set()

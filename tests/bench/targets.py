@@ -182,7 +182,8 @@ async def _append_command(client: Redis, lease: Lease) -> list[str]:
     placeholder = Lease(**{**vars(lease), "request_id": "{x}"})
     seq = cast(int, "{s}")
     batch = Batch(first=seq, entries=[("token", "{p}")], kept_from=seq)
-    await Scripts(cast(Redis, recorder)).append(placeholder, batch, lease_ms=HOUR_MS, retention_ms=HOUR_MS)
+    # As nearly all of a publisher's appends: it renews the lease with one in 50 at 20 events/s.
+    await Scripts(cast(Redis, recorder)).append(placeholder, batch, lease_ms=0, retention_ms=HOUR_MS)
     return recorder.command
 
 

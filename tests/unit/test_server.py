@@ -1,0 +1,128 @@
+"""The limits of a connection, which uvicorn has not: on a real socket, with short times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from broker.gateway import server as server_module
+from broker.gateway.server import MAX_HEAD, configure
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+GET = b"GET /%b HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body; `/large` has an answer that no buffer holds."""
+    while (await receive()).get("more_body"):
+        pass
+    body = b"x" * (64 * 1024 * 1024) if scope["path"] == "/large" else b"ok"
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connect]:
+    monkeypatch.setattr(server_module, "HEADER_TIMEOUT", 0.3)
+    monkeypatch.setattr(server_module, "BODY_TIMEOUT", 0.3)
+    config = configure(app, send_timeout=0.3)
+    config.load()
+    state, kind = ServerState(), config.http_protocol_class
+
+    def protocol() -> Any:
+        return kind(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+    async with AsyncExitStack() as stack:
+        listener = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+        stack.callback(listener.close)
+        port = listener.sockets[0].getsockname()[1]
+
+        async def open_connection() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            stack.callback(writer.close)
+            return reader, writer
+
+        yield open_connection
+        for connection in tuple(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.05)
+
+
+async def closed(reader: asyncio.StreamReader) -> bytes:
+    """What still comes until the connection is closed; fails when it is not."""
+    received = b""
+    async with asyncio.timeout(10):
+        try:
+            while part := await reader.read(65536):
+                received += part
+        except ConnectionResetError:
+            pass
+    return received
+
+
+async def answered(reader: asyncio.StreamReader) -> None:
+    async with asyncio.timeout(10):
+        assert (await reader.readuntil(b"\r\n\r\nok")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_that_sends_nothing_is_closed(connect: Connect) -> None:
+    reader, _ = await connect()
+    assert await closed(reader) == b""
+
+
+async def test_a_head_that_does_not_end_is_cut_off(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(GET[:-4] % b"")
+    assert await closed(reader) == b""
+
+
+async def test_a_second_head_that_does_not_end_is_cut_off_too(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(GET % b"")
+    await answered(reader)
+    writer.write(b"GET / HT")
+    assert await closed(reader) == b""
+
+
+async def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf")
+    assert await closed(reader) == b""
+
+
+async def test_a_connection_that_is_kept_alive_may_rest(connect: Connect) -> None:
+    reader, writer = await connect()
+    for _ in range(2):
+        writer.write(GET % b"")
+        await answered(reader)
+        await asyncio.sleep(0.6)
+
+
+@pytest.mark.parametrize("lines", [1, 1000])
+async def test_a_head_that_is_too_large_is_refused(connect: Connect, lines: int) -> None:
+    reader, writer = await connect()
+    size = MAX_HEAD // lines
+    writer.write(b"GET / HTTP/1.1\r\n")
+    for n in range(lines + 200 // lines + 1):
+        writer.write(b"X-%d: %b%b" % (n, b"x" * size, b"" if lines == 1 else b"\r\n"))
+    answer = await closed(reader)
+    assert answered_with(answer, 431)
+
+
+def answered_with(answer: bytes, status: int) -> bool:
+    # A reset may overtake the answer, since the server does not read the rest.
+    return answer == b"" or answer.startswith(b"HTTP/1.1 %d" % status)
+
+
+async def test_a_client_that_does_not_take_its_answer_is_cut(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(GET % b"large")
+    await asyncio.sleep(1.5)
+    assert len(await closed(reader)) < 64 * 1024 * 1024
