@@ -68,7 +68,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 async def test_all_readers_of_a_gateway_share_one_subscription_in_both_id_forms(stage: Stage) -> None:
-    body = {"query": "shared", "agent": "tokens", "parameters": {"count": 200, "pause": 0.01}}
+    body = {"query": "shared", "agent": "tokens", "parameters": {"count": 100, "pause": 0.01}}
     posting = await Stream().open(
         stage.gateways[0].url,
         "/api/v1/query/stream",
@@ -78,7 +78,7 @@ async def test_all_readers_of_a_gateway_share_one_subscription_in_both_id_forms(
     )
     await posting.until(lambda: bool(posting.events))
     request_id = posting.events[0].json["request_id"]
-    readers = [await stage.read(request_id, gateway=n % 2) for n in range(30)]
+    readers = [await stage.read(request_id, gateway=n % 2) for n in range(20)]
     for reader in readers:
         await reader.until(lambda reader=reader: bool(reader.events))  # type: ignore[misc]
     assert stage.subscriptions()[keys.channel(request_id)] == 2, "one for each gateway"
@@ -109,13 +109,13 @@ async def test_when_pubsub_connections_are_killed_under_load_no_stream_loses_any
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    runs = [await asyncio.to_thread(stage.steady, f"killed {n}", 200) for n in range(6)]
+    runs = [await asyncio.to_thread(stage.steady, f"killed {n}", scaled(1500)) for n in range(6)]
     readers = [(request_id, await stage.read(request_id, gateway=n % 2)) for request_id in runs for n in range(8)]
     killed = 0
     while any(reader.ending is None for _, reader in readers):
         killed += stage.direct.client_kill_filter(_type="pubsub")  # type: ignore[operator]
         await asyncio.sleep(0.1 + chance.random() * 0.3)
-    assert killed > 5
+    assert killed > 3
     for request_id, reader in readers:
         assert reader.ending == "finished"
         log = await asyncio.to_thread(stage.client.log, request_id)
@@ -128,7 +128,7 @@ async def test_event_sources_that_come_and_go_see_each_event_once(stage: Stage) 
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    request_id = await asyncio.to_thread(stage.steady, "come and go", 300)
+    request_id = await asyncio.to_thread(stage.steady, "come and go", scaled(2000))
     sources = [
         EventSource(stage.gateways[n % 2].url, f"/api/v1/runs/{request_id}/stream", AUTHORIZATION, hurry=40)
         for n in range(20)
@@ -156,7 +156,7 @@ def come_and_be_killed(stage: Stage, request_id: str, n: int, chance: random.Ran
     parts = urlsplit(stage.gateways[0].url)
     with socket.socket() as sock:
         sock.connect((parts.hostname, parts.port))
-        path = f"/api/v1/runs/{request_id}/stream" if n % 7 else f"/api/v1/runs/{request_id}?wait=2"
+        path = f"/api/v1/runs/{request_id}/stream" if n % 7 else f"/api/v1/runs/{request_id}?wait=1"
         request = (
             f"GET {path} HTTP/1.{n % 5 != 0:d}\r\nHost: x\r\nAuthorization: {AUTHORIZATION['Authorization']}\r\n\r\n"
         ).encode()

@@ -11,7 +11,7 @@ from tests.conftest import Launcher
 from tests.kit.checker import check_log, check_reader, entries_of, surviving_text
 from tests.kit.http import Client
 from tests.kit.proxy import Proxy, calls
-from tests.kit.scale import scaled
+from tests.kit.scale import LONG, scaled
 
 
 @dataclass
@@ -77,33 +77,34 @@ def test_with_every_third_append_lost_a_burst_is_exact(stage: Stage) -> None:
 def test_several_runs_at_once_with_lost_replies_do_not_mix(stage: Stage) -> None:
     client, proxy = stage.client, stage.proxy
     proxy.swallow(calls("append"), every=3)
-    queries = [" ".join(f"{n}/{k}" for k in range(30)) for n in range(10)]
+    queries = [" ".join(f"{n}/{k}" for k in range(20)) for n in range(6)]
     runs = [client.submit(query, parameters={"pause": 0.003}) for query in queries]
     for request_id, query in zip(runs, queries, strict=True):
         assert client.finished(request_id, seconds=60)["answer"] == query
         check_exact(client, request_id, query + " ")
-    assert proxy.swallowed >= 10
+    assert proxy.swallowed >= 6
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["reply", "command"])
 def test_a_claim_that_is_lost_is_repeated_and_the_run_has_one_attempt(stage: Stage, before: bool) -> None:
     client, proxy = stage.client, stage.proxy
     proxy.swallow(calls("claim"), every=2, before=before)
-    runs = [client.submit(f"run {n}") for n in range(10)]
+    runs = [client.submit(f"run {n}") for n in range(6)]
     for n, request_id in enumerate(runs):
         run = client.finished(request_id)
         assert (run["answer"], run["attempt"]) == (f"run {n}", 1)
         check_exact(client, request_id, f"run {n} ")
-    assert proxy.swallowed >= 5
+    assert proxy.swallowed >= 3
 
 
 def test_a_slow_link_costs_time_and_nothing_else(stage: Stage) -> None:
     client, proxy = stage.client, stage.proxy
     proxy.delay(0.05)
-    run = client.finished(client.submit("slow", agent="tokens", parameters={"count": 300, "pause": 0.002}))
-    check_exact(client, run["request_id"], "".join(f"{n} " for n in range(300)))
+    run = client.finished(client.submit("slow", agent="tokens", parameters={"count": 150, "pause": 0.002}))
+    check_exact(client, run["request_id"], "".join(f"{n} " for n in range(150)))
 
 
+@pytest.mark.skipif(not LONG, reason="takes the five seconds of a command's own timeout")
 def test_a_link_that_falls_silent_in_mid_run_is_given_up_and_made_anew(stage: Stage) -> None:
     """A black hole: no reset ever comes. The command's own timeout must end it."""
     client, proxy = stage.client, stage.proxy

@@ -372,7 +372,7 @@ async def test_when_the_pubsub_connection_is_killed_under_load_nothing_is_lost(
             await redis.client_kill_filter(_type="pubsub")
 
     await asyncio.gather(
-        *(write(scripts, lease, 200, pause=0.003, before=kill if lease is leases[0] else None) for lease in leases)
+        *(write(scripts, lease, 120, pause=0.003, before=kill if lease is leases[0] else None) for lease in leases)
     )
     for lease, stream in streams:
         await check_whole(redis, stream, lease.request_id)
@@ -411,7 +411,7 @@ async def test_when_every_connection_is_reset_under_load_nothing_is_lost(
             await asyncio.to_thread(proxy.reset)
 
     streams = [await gateway.watch(request_id) for _ in range(5)]
-    await write(scripts, lease, 200, pause=0.003, before=reset)
+    await write(scripts, lease, 120, pause=0.003, before=reset)
     for stream in streams:
         await check_whole(redis, stream, request_id)
 
@@ -544,10 +544,10 @@ async def test_a_reader_that_stops_and_goes_on_at_any_byte_gets_everything(
                 stream.connection.room = len(stream.connection.body) + chance.randrange(5_000)
 
     treading = [asyncio.create_task(tread(stream)) for stream in streams]
-    for batch in range(60):
+    for batch in range(scaled(300)):
         await append(scripts, lease, 2 + 20 * batch, *words(*["y" * chance.randrange(200) for _ in range(20)]))
         await asyncio.sleep(0.002)
-    await append(scripts, lease, 1202, FINAL)
+    await append(scripts, lease, 2 + 20 * scaled(300), FINAL)
     await asyncio.gather(*treading)
     for stream in streams:
         await check_whole(redis, stream, lease.request_id)

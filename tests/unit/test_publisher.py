@@ -152,7 +152,7 @@ async def test_every_third_reply_that_is_lost_changes_nothing_in_the_log(
 ) -> None:
     """P4, without a worker process: replies lost, or the batches themselves."""
     proxy.swallow(calls("append"), every=3, before=before)
-    put = [f"{n} " for n in range(scaled(600))]
+    put = [f"{n} " for n in range(scaled(300))]
     for text in put:
         await writing.put(text)
         await writing.finish()
