@@ -219,10 +219,10 @@ def test_a_wait_ends_when_the_run_is_stopped_through_any_gateway(
     assert not any(job.done() for job in held)
     if by == "cancel":
         assert alice.post(path(request_id) + "/cancel").status_code == 200
-        assert {job.result(20).json()["status"] for job in held} == {"cancelled"}
+        assert {job.result(8).json()["status"] for job in held} == {"cancelled"}, "not at the next heartbeat: at once"
     else:
         assert alice.delete(path(request_id)).status_code == 204
-        assert {job.result(20).status_code for job in held} == {404}
+        assert {job.result(8).status_code for job in held} == {404}
 
 
 def test_many_waits_and_streams_of_one_run_end_together(
