@@ -29,9 +29,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         server = launcher.redis()
         gateway = launcher.gateway(server.url)
         with Proxy(server.port) as proxy, Client(gateway.url) as client:
-            launcher.worker(proxy.url, queue_redis_url=server.url)
+            worker = launcher.worker(proxy.url, queue_redis_url=server.url)
             client.finished(client.submit("the scripts are known to Redis from here on"))
             yield Stage(client, proxy)
+            worker.stop()
     finally:
         launcher.close()
 

@@ -163,7 +163,7 @@ def test_readers_that_stall_all_over_a_large_log_do_not_make_the_gateway_hold_it
         stage.redis.url, send_timeout_seconds=SEND_TIMEOUT
     )  # what others have used is not given back
     stage = replace(stage, gateway=fresh)
-    parameters = {"count": 600, "size": 50_000}
+    parameters = {"count": 400, "size": 50_000}
     request_id = stage.client.submit(f"large {version}", agent="burst", parameters=parameters)
     run = stage.client.finished(request_id)
     assert run["status"] == "completed"

@@ -78,7 +78,7 @@ def test_a_signal_lets_runs_end_in_the_grace_period_and_takes_no_new_ones(
     stage: Stage, launch: Launcher, number: signal.Signals
 ) -> None:
     worker = launch.worker(stage.redis.url, grace_seconds=20)
-    under_way = [stage.client.submit(f"{n}", agent="slow", parameters={"seconds": 1}) for n in range(3)]
+    under_way = [stage.client.submit(f"{n}", agent="slow", parameters={"seconds": 0.7}) for n in range(3)]
     stage.all_have("running", under_way)
     worker.signal(number)
     wait_for(lambda: bool(worker.logged("draining")))
@@ -184,7 +184,7 @@ def test_the_doorbell_starts_a_run_long_before_the_next_poll(stage: Stage, launc
     launch.worker(stage.redis.url)
     stage.client.finished(stage.client.submit("warm"))
     waited = []
-    for n in range(10):
+    for n in range(7):
         time.sleep(0.13)  # out of step with the poll
         run = stage.client.finished(stage.client.submit(f"{n}"))
         waited.append(milliseconds(run["started_at"]) - milliseconds(run["created_at"]))
@@ -210,7 +210,7 @@ def test_without_the_doorbell_the_next_poll_finds_a_run(stage: Stage, launch: La
 
 
 def test_a_job_is_off_the_queue_as_its_run_starts_and_nothing_of_arq_is_left(stage: Stage, launch: Launcher) -> None:
-    request_id = stage.client.submit("h", agent="slow", parameters={"seconds": 1})
+    request_id = stage.client.submit("h", agent="slow", parameters={"seconds": 0.5})
     [job_key] = stage.arq_keys()
     stored = stage.direct.get(job_key)
     assert isinstance(stored, bytes)

@@ -337,7 +337,7 @@ def test_the_scripts_do_what_the_model_does(tmp_path: Path, version: str) -> Non
         run_state_machine_as_test(
             Here,
             settings=settings(
-                max_examples=scaled(600),
+                max_examples=scaled(400),
                 stateful_step_count=40,
                 deadline=None,
                 database=None,
