@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Launcher
 from tests.kit import raw
-from tests.kit.command import broker, check_one_line, here
+from tests.kit.command import broker, check_one_line
 from tests.kit.http import Client
 from tests.kit.processes import Gateway
 from tests.kit.redis_server import free_port
@@ -136,7 +136,7 @@ def test_without_authentication_nothing_but_loopback_is_served(host: str) -> Non
     ],
 )
 def test_jwt_without_a_good_key_does_not_start(settings: dict[str, Any], named: str) -> None:
-    done = here("serve", "--port", str(free_port()), **settings)
+    done = broker("serve", "--port", str(free_port()), **settings)
     line = check_one_line(done)
     assert line.startswith("broker: ")
     assert named in line
