@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -161,23 +162,24 @@ class Subscriber:
                 future.set_result(None)
 
 
-class _Link:
+class _Link(ABC):
     """A connection that carries subscriptions."""
 
     replid: str | None = None
 
+    @abstractmethod
+    def send(self, *command: str) -> None: ...
+
+    @abstractmethod
+    async def run(self) -> None:
+        """Until the connection ends. Raises one of AWAY."""
+
+    @abstractmethod
     def abort(self) -> None:
         """Ends `run`."""
 
-    def send(self, *command: str) -> None:
-        raise NotImplementedError
-
-    async def run(self) -> None:
-        """Until the connection ends. Raises one of AWAY."""
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def close(self) -> None: ...
 
 
 async def _open(redis: Redis, received: Callable[[list[list[Any]]], None]) -> _Link:
@@ -279,6 +281,9 @@ class _PubSubLink(_Link):
             message = await self._pubsub.get_message(timeout=0.01)
             if message is not None:
                 self._received([[message["type"].encode(), message["channel"], message["data"]]])
+
+    def abort(self) -> None:
+        """There is no other primary in this process."""
 
     async def close(self) -> None:
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]
