@@ -141,7 +141,7 @@ def test_every_event_makes_another_etag(alice: Client) -> None:
 
 
 def test_a_wait_with_an_etag_answers_when_the_run_has_ended(alice: Client) -> None:
-    request_id = begun(alice, "etag and wait", parameters={"seconds": 1})
+    request_id = begun(alice, "etag and wait", parameters={"seconds": 0.5})
     etag = alice.get(path(request_id)).headers["ETag"]
     response = alice.get(path(request_id), params={"wait": 30}, headers={"If-None-Match": etag})
     assert (response.status_code, response.json()["status"]) == (200, "completed")
@@ -160,7 +160,7 @@ def ask(client: Client, request_id: str, how: str, seconds: float) -> httpx.Resp
 
 @pytest.mark.parametrize("how", ["Prefer", "?wait"])
 def test_a_wait_holds_until_the_run_ends(alice: Client, alice_elsewhere: Client, how: str) -> None:
-    request_id = alice.submit(f"held by {how}", agent="sleeper", parameters={"seconds": 1})
+    request_id = alice.submit(f"held by {how}", agent="sleeper", parameters={"seconds": 0.5})
     for client in (alice, alice_elsewhere):
         response = ask(client, request_id, how, 30)
         assert (response.json()["status"], response.json()["answer"]) == ("completed", "awake")
@@ -228,7 +228,7 @@ def test_a_wait_ends_when_the_run_is_stopped_through_any_gateway(
 def test_many_waits_and_streams_of_one_run_end_together(
     service: Service, alice: Client, pool: ThreadPoolExecutor
 ) -> None:
-    request_id = alice.submit("together", agent="sleeper", parameters={"seconds": 1})
+    request_id = alice.submit("together", agent="sleeper", parameters={"seconds": 0.5})
     waits: list[Future[httpx.Response]] = [pool.submit(ask, alice, request_id, "?wait", 30) for _ in range(10)]
     streams = [pool.submit(lambda: list(alice.events(request_id))) for _ in range(10)]
     runs = [job.result(30).json() for job in waits]
