@@ -21,6 +21,7 @@ from broker.events import Error
 from broker.runs import keys
 from broker.runs.connections import connect, is_away, until_answered
 from broker.runs.queue import FUNCTION, Queue, parse_job
+from broker.runs.record import FINISHED
 from broker.runs.scripts import Lease, Scripts, keep_key
 from broker.runs.subscriber import Subscriber
 from broker.settings import Settings
@@ -36,6 +37,7 @@ POLL_SECONDS = 1.0
 COMMAND_CONNECTIONS = 16
 _BACKOFF = (0.1, 0.2, 0.5, 1.0)
 _TAKING_SECONDS = 2.0
+_CLOSED_BY_OTHERS = FINISHED | {"erased"}
 _START_SECONDS = 5.0
 """For which arq hides a job that it is starting. A worker that dies before it takes the job off holds it up so long."""
 
@@ -279,7 +281,11 @@ class Worker:
         )
 
     def _control(self, channel: str, payload: bytes) -> None:
-        self._stop(keys.request_id_of(channel), payload.decode("ascii", "replace"))
+        request_id, why = keys.request_id_of(channel), payload.decode("ascii", "replace")
+        if why in _CLOSED_BY_OTHERS:
+            self._stop(request_id, why)
+        else:  # of a newer version; what closes a run is in its record too, where the next renewal finds it
+            logger.warning("a control message is not understood", extra={"request_id": request_id, "text": why})
 
     def _stop(self, request_id: str, why: str) -> None:
         for stop in self._stops.get(request_id, ()):
