@@ -108,17 +108,13 @@ async def test_a_connection_that_is_kept_alive_may_rest(connect: Connect) -> Non
 @pytest.mark.parametrize("lines", [1, 1000])
 async def test_a_head_that_is_too_large_is_refused(connect: Connect, lines: int) -> None:
     reader, writer = await connect()
-    size = MAX_HEAD // lines
-    writer.write(b"GET / HTTP/1.1\r\n")
-    for n in range(lines + 200 // lines + 1):
-        writer.write(b"X-%d: %b%b" % (n, b"x" * size, b"" if lines == 1 else b"\r\n"))
-    answer = await closed(reader)
-    assert answered_with(answer, 431)
-
-
-def answered_with(answer: bytes, status: int) -> bool:
-    # A reset may overtake the answer, since the server does not read the rest.
-    return answer == b"" or answer.startswith(b"HTTP/1.1 %d" % status)
+    line = b"X: " + b"x" * (MAX_HEAD // lines) + (b"" if lines == 1 else b"\r\n")
+    head = b"GET / HTTP/1.1\r\n" + line * lines
+    # What is over the limit comes by itself, so that nothing is left unread: a reset would overtake the answer.
+    writer.write(head[: MAX_HEAD - 1])
+    await asyncio.sleep(0.1)
+    writer.write(head[MAX_HEAD - 1 : MAX_HEAD + 100])
+    assert (await closed(reader)).startswith(b"HTTP/1.1 431")
 
 
 async def test_a_client_that_does_not_take_its_answer_is_cut(connect: Connect) -> None:
