@@ -33,7 +33,13 @@ T = TypeVar("T")
 
 SOCKET_TIMEOUT = 5.0
 
+
+class NotReplicated(RedisError):
+    """A write that shall survive a failover has not reached a replica. The same call may succeed later."""
+
+
 AWAY = (
+    NotReplicated,
     ConnectionError,
     TimeoutError,
     BusyLoadingError,

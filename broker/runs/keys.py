@@ -8,6 +8,8 @@ from broker.ids import Owner
 
 QUEUE = "sb:queue"
 DOORBELL = "sb:doorbell"
+LEASES = "sb:leases"
+PRIMARIES = "sb:server"
 
 
 def run(request_id: str) -> str:

@@ -200,8 +200,8 @@ async def test_a_later_attempt_resumes_from_the_checkpoint(redis: Redis, scripts
     at = EventId(lease.epoch, 3)
     await append(scripts, lease, 2, *words("a", "b"), checkpoint=(at, {"page": 2}))
     await append(scripts, lease, 4, *words("c"))
-    await fence(redis, lease.request_id)
-    later = await scripts.claim(lease.request_id, 2, "t", LEASE_MS, "handed_over")
+    assert (await scripts.hand_over(lease, "handed_over")).rest == [2]
+    later = await scripts.claim(lease.request_id, 2, "t", LEASE_MS)
     assert isinstance(later, Lease)
     assert (later.attempt, later.resume_from) == (2, at)
     assert json.loads(later.record["checkpoint"]) == {"page": 2}

@@ -3,7 +3,8 @@
 --      8 seq of the batch's first entry (of an empty one: of the entry to come), 9 lease (ms; 0 leaves the deadline), 10 retention (ms),
 --      11 checkpoint's id or '', 12 its state, 13… type, data, type, data, …
 -- GONE | DUP | FENCED | CLOSED | LOST | GAP | OK, checked in this order
-local run = redis.call('HMGET', RUN, 'status', 'end', 'epoch', 'token', 'attempt', 'events', 'bytes', 'rewinds')
+local run = redis.call('HMGET', RUN, 'status', 'end', 'epoch', 'token', 'attempt', 'events', 'bytes', 'rewinds',
+  'started_at')
 local status, last = run[1], run[2]
 if not status or status == 'erased' then
   return {'GONE', '0-0', status or ''}
@@ -64,6 +65,7 @@ if ARGV[9] ~= '0' then
 end
 if have == 0 then                                          -- a claim that a failover lost is repaired
   set('rewinds', (run[8] or '') .. ARGV[3] .. '-1:' .. ARGV[6] .. ' ')
+  set('started_at', run[9] or int(time))
 end
 if ARGV[11] ~= '' then
   set('checkpoint_id', ARGV[11])

@@ -24,6 +24,11 @@ local function attempt_data(attempt, reason, resume_from)
   return '{"attempt":' .. int(attempt) .. ',"reason":"' .. reason .. '","resume_from":"' .. resume_from .. '"}'
 end
 
+-- Whether this is the primary that the caller knows to have settled (4.6). '' : it does not ask.
+local function settled(replid)
+  return replid == '' or string.find(redis.call('INFO', 'replication'), 'master_replid:' .. replid, 1, true) ~= nil
+end
+
 -- Adds entries {type, data, type, data, …} as epoch-first, epoch-first+1, … and publishes them as one message:
 -- the version and the id before them, then a line for each: id, type, data. Returns the log's new end, bytes added.
 local function write(prev, epoch, first, entries)

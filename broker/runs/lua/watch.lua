@@ -1,0 +1,12 @@
+-- Somebody reads the run, or asks for it: what `cancel_if_unwatched` counts from (5.6).
+-- OK | GONE | CLOSED
+local run = redis.call('HMGET', RUN, 'status', 'end')
+local status, last = run[1], run[2]
+if not status or status == 'erased' then
+  return {'GONE', '0-0', status or ''}
+end
+if CLOSED[status] then
+  return {'CLOSED', last, status}
+end
+redis.call('HSET', RUN, 'watched_at', int(now()))
+return {'OK', last, status}
