@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from broker.runs.connections import connect
 from tests.kit.http import Client
+from tests.kit.pair import Pair
 from tests.kit.processes import Gateway, Process, Worker, environment
 from tests.kit.redis_server import RedisServer
 
@@ -35,15 +36,21 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._redis: list[RedisServer] = []
+        self._redis: list[RedisServer | Pair] = []
         self._processes: list[Process] = []
 
-    def redis(self, *options: str) -> RedisServer:
+    def redis(self, *options: str, binary: str | None = None) -> RedisServer:
         folder = self.folder / f"redis-{len(self._redis)}"
         folder.mkdir()
-        server = RedisServer(folder, *options)
+        server = RedisServer(folder, *options, binary=binary)
         self._redis.append(server)
         return server.start()
+
+    def pair(self, *options: str, binary: str | None = None) -> Pair:
+        """A primary and a replica, and an address that follows the primary."""
+        pair = Pair(self.folder / f"redis-{len(self._redis)}", *options, binary=binary)
+        self._redis.append(pair)
+        return pair.start()
 
     def gateway(
         self, redis_url: str, *, ready: str = "/readyz", port: int | None = None, **settings: object

@@ -1,20 +1,23 @@
-"""A TCP proxy in front of Redis, with the faults of a network: delays, silence, resets, and replies that get lost."""
+"""A TCP proxy with the faults of a network: delays, silence, resets, replies that get lost, and another server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
+import random
 import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from broker.runs.scripts import source
 
 T = TypeVar("T")
 Command = list[bytes]
+Fate = Literal["passes", "lost before", "lost after"]
+"""Of a command: it passes, or its connection is reset before it reached Redis, or in place of its reply."""
 
 
 def script_sha(name: str) -> bytes:
@@ -31,14 +34,19 @@ def calls(name: str) -> Callable[[Command], bool]:
 class Proxy:
     """Commands pass one at a time for each connection, so that each reply is known by its command.
 
-    A connection that subscribes is passed through as it is from then on. All methods may be called from any thread.
+    A connection that subscribes is passed through as it is from then on; with `raw` every connection is, and so may be
+    of any protocol: replication, HTTP. `listen` is the port, where it shall be a certain one. `enter` is called first
+    in the thread that makes the connections to `port` (netns.Namespace.enter). All methods may be called from any
+    thread.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, *, raw: bool = False, listen: int = 0, enter: Callable[[], None] | None = None
+    ) -> None:
         self._upstream = port
+        self._raw = raw
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, args=[enter], name="proxy", daemon=True)
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
@@ -47,13 +55,19 @@ class Proxy:
         self._matches: Callable[[Command], bool] | None = None
         self._every = 1
         self._before = False
+        self._chance = random.Random(0)
+        self._share = 0.0
         self.matched = 0
         """Commands that matched since `swallow`."""
         self.swallowed = 0
         """Replies of them that were lost."""
-        self._server = self._call(self._start())
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.torn = 0
+        """Connections that were reset since `reset_at_random`."""
+        listener = socket.create_server(("127.0.0.1", listen), backlog=1024)
+        self.port: int = listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
+        self._thread.start()
+        self._server = self._call(self._start(listener))
 
     def __enter__(self) -> Proxy:
         return self
@@ -61,17 +75,22 @@ class Proxy:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _run(self, enter: Callable[[], None] | None) -> None:
+        if enter is not None:
+            enter()
+        self._loop.run_forever()
+
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _start(self) -> asyncio.Server:
+    async def _start(self, listener: socket.socket) -> asyncio.Server:
         self._passing.set()
-        return await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        return await asyncio.start_server(self._accepted, sock=listener)
 
     # -- faults ----------------------------------------------------------------------------------------------
 
     def delay(self, seconds: float) -> None:
-        """Each reply is held for this long, and each first SUBSCRIBE."""
+        """Each reply is held for this long, and each first SUBSCRIBE. With `raw`: each piece that comes back."""
         self._delay = seconds
 
     def pause(self) -> None:
@@ -99,6 +118,11 @@ class Proxy:
     def accept(self) -> None:
         self._refusing = False
 
+    def point_to(self, port: int) -> None:
+        """Resets every connection; new ones lead to `port`."""
+        self._upstream = port
+        self.reset()
+
     def reset(self) -> None:
         """Resets every connection."""
 
@@ -117,9 +141,17 @@ class Proxy:
         self._every, self._before = every, before
         self._matches = matches
 
+    def reset_at_random(self, chance: random.Random, share: float) -> None:
+        """Each command, and each piece of what passes through, is lost with this probability: its connection is reset.
+
+        Of the commands that are lost, Redis has executed every second one, about.
+        """
+        self.torn = 0
+        self._chance, self._share = chance, share
+
     def heal(self) -> None:
         """No fault any more."""
-        self._matches, self._delay, self._refusing = None, 0.0, False
+        self._matches, self._delay, self._refusing, self._share = None, 0.0, False, 0.0
         self.resume()
 
     def close(self) -> None:
@@ -155,39 +187,62 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passing = self._passing
+        await passing.wait()
         upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._upstream, limit=2**26)
         try:
-            while True:
-                command, raw = await _command(reader)
-                await passing.wait()
-                if command[0].upper() in (b"SUBSCRIBE", b"SSUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"):
-                    if self._delay:
-                        await asyncio.sleep(self._delay)
-                    upstream.write(raw)
-                    await self._pass_through(passing, reader, writer, upstream_reader, upstream)
-                    return
-                lost = self._is_lost(command)
-                if lost and self._before:
-                    return
-                upstream.write(raw)
-                reply = await _reply(upstream_reader)
-                if lost:
-                    return
-                if self._delay:
-                    await asyncio.sleep(self._delay)
-                await passing.wait()
-                writer.write(reply)
-                await writer.drain()
+            if not self._raw:
+                await self._commands(passing, reader, writer, upstream_reader, upstream)
+            await self._pass_through(passing, reader, writer, upstream_reader, upstream)
+        except (OSError, asyncio.IncompleteReadError):
+            await passing.wait()  # over a silent link nobody hears that the other end is gone
+            raise
         finally:
             upstream.transport.abort()
 
-    def _is_lost(self, command: Command) -> bool:
-        if self._matches is None or not self._matches(command):
-            return False
-        self.matched += 1
-        lost = self.matched % self._every == 0
-        self.swallowed += lost
-        return lost
+    async def _commands(
+        self,
+        passing: asyncio.Event,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        upstream_reader: asyncio.StreamReader,
+        upstream: asyncio.StreamWriter,
+    ) -> None:
+        """Until the connection subscribes. Raises ConnectionResetError where one is to be lost."""
+        while True:
+            command, raw = await _command(reader)
+            await passing.wait()
+            if command[0].upper() in (b"SUBSCRIBE", b"SSUBSCRIBE", b"PSUBSCRIBE", b"MONITOR"):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                upstream.write(raw)
+                return
+            fate = self._fate(command)
+            if fate == "lost before":
+                raise ConnectionResetError
+            upstream.write(raw)
+            reply = await _reply(upstream_reader)
+            if fate == "lost after":
+                raise ConnectionResetError
+            if self._delay:
+                await asyncio.sleep(self._delay)
+            await passing.wait()
+            writer.write(reply)
+            await writer.drain()
+
+    def _fate(self, command: Command) -> Fate:
+        if self._matches is not None and self._matches(command):
+            self.matched += 1
+            if self.matched % self._every == 0:
+                self.swallowed += 1
+                return "lost before" if self._before else "lost after"
+        if self._is_torn():
+            return self._chance.choice(("lost before", "lost after"))
+        return "passes"
+
+    def _is_torn(self) -> bool:
+        torn = self._share > 0 and self._chance.random() < self._share
+        self.torn += torn
+        return torn
 
     async def _pass_through(
         self,
@@ -197,23 +252,34 @@ class Proxy:
         upstream_reader: asyncio.StreamReader,
         upstream: asyncio.StreamWriter,
     ) -> None:
+        """Until both ends have closed their halves. Raises OSError where either resets, or the proxy does."""
         ways = [
-            asyncio.create_task(self._pipe(passing, reader, upstream)),
-            asyncio.create_task(self._pipe(passing, upstream_reader, writer)),
+            asyncio.create_task(self._pipe(passing, reader, upstream, held=False)),
+            asyncio.create_task(self._pipe(passing, upstream_reader, writer, held=self._raw)),
         ]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.gather(*ways)
+            writer.close()
+            await writer.wait_closed()
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _pipe(self, passing: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(2**16):
-                await passing.wait()
-                writer.write(data)
-                await writer.drain()
+    async def _pipe(
+        self, passing: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool
+    ) -> None:
+        """`held`: by the delay."""
+        while data := await reader.read(2**16):
+            if held and self._delay:
+                await asyncio.sleep(self._delay)
+            await passing.wait()
+            if self._is_torn():
+                raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+        await passing.wait()
+        writer.write_eof()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
