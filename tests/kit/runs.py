@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis as sync_redis
+from redis.asyncio import Redis
 
 from broker.events import Entry, Start, dumps
 from broker.ids import EventId, Owner, new_request_id
@@ -18,6 +19,7 @@ from broker.runs.scripts import Batch, Lease, Reply, Scripts
 
 LEASE_MS = 15_000
 RETENTION_MS = 60_000
+HOUR_MS = 3_600_000
 OWNER = Owner("acme", "alice")
 FINAL = ("final", '{"answer":null,"citations":[],"usage":{}}')
 
@@ -86,6 +88,57 @@ async def cancel(scripts: Scripts, request_id: str, token: str | None = None) ->
         token=token or secrets.token_hex(8),
         retention_ms=RETENTION_MS,
     )
+
+
+async def field(redis: Redis, request_id: str, name: str) -> str:
+    """Of the record; '' where it has none."""
+    value = await redis.hget(keys.run(request_id), name)  # type: ignore[misc]
+    return "" if value is None else value.decode()
+
+
+async def snapshot(redis: Redis, request_id: str) -> object:
+    """Both keys, the lease's deadline left out."""
+    record = await redis.hgetall(keys.run(request_id))  # type: ignore[misc]
+    record.pop(b"deadline", None)
+    return record, await log.read_all(redis, request_id)
+
+
+async def fence(
+    scripts: Scripts,
+    request_id: str,
+    *,
+    max_attempts: int = 3,
+    max_run_ms: int = HOUR_MS,
+    lease_ms: int = LEASE_MS,
+    replid: str = "",
+) -> Reply:
+    """What a reaper does where it finds a run whose lease may have expired."""
+    return await scripts.fence(
+        request_id, lease_ms=lease_ms, max_attempts=max_attempts, max_run_ms=max_run_ms, replid=replid
+    )
+
+
+async def lose_worker(redis: Redis, scripts: Scripts, request_id: str) -> int:
+    """The lease expires and a reaper sees it. Returns the next attempt."""
+    await redis.hset(keys.run(request_id), "deadline", "1")  # type: ignore[misc]
+    reply = await fence(scripts, request_id, max_attempts=1_000_000)
+    assert reply.answer == "OK", reply
+    attempt: int = reply.rest[0]
+    return attempt
+
+
+async def roll_back(redis: Redis, request_id: str, to: EventId, **fields: str) -> None:
+    """What a failover does to a run: the log ends at `to`, and the record says so. `fields` go back too."""
+    kept = [entry for entry in await log.read_all(redis, request_id) if entry.id <= to]
+    await redis.delete(keys.log(request_id))
+    for entry in kept:
+        await redis.xadd(keys.log(request_id), {"t": entry.type, "d": entry.data}, id=str(entry.id))
+    rewinds = "".join(
+        f"{entry.id}:{json.loads(entry.data)['resume_from']} " for entry in kept if entry.type == "attempt"
+    )
+    counts = {"events": str(len(kept)), "bytes": str(sum(len(entry.data) for entry in kept))}
+    stored = {"end": str(to), "rewinds": rewinds, **counts, **fields}
+    await redis.hset(keys.run(request_id), mapping=stored)  # type: ignore[misc]
 
 
 class Ears:

@@ -1,9 +1,12 @@
-"""P3: the answers of the run's scripts on a real Redis, each case of PROTOCOL 2."""
+"""P3: the answers of the run's scripts, each case of PROTOCOL 2, on the installed Redis and on the oldest promised.
+
+What a reaper, a drain and a failover need of them is in test_scripts_recovery.py.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +17,7 @@ from broker.runs import keys, log
 from broker.runs.connections import is_away
 from broker.runs.scripts import Answer, IdempotencyClaim, Lease, Reply, Scripts, claim_key
 from tests.kit.checker import check_log
-from tests.kit.redis_server import RedisServer
+from tests.kit.redis_server import VERSIONS, RedisServer, server_of
 from tests.kit.runs import (
     FINAL,
     LEASE_MS,
@@ -26,12 +29,26 @@ from tests.kit.runs import (
     channels,
     claim,
     create,
+    fence,
+    field,
+    lose_worker,
     now_ms,
     queued,
+    roll_back,
     running,
+    snapshot,
     texts,
     words,
 )
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = server_of(request.param, tmp_path_factory.mktemp("redis"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture
@@ -39,33 +56,9 @@ def scripts(redis: Redis) -> Scripts:
     return Scripts(redis)
 
 
-async def field(redis: Redis, request_id: str, name: str) -> str:
-    value = await redis.hget(keys.run(request_id), name)  # type: ignore[misc]
-    return "" if value is None else value.decode()
-
-
-async def fence(redis: Redis, request_id: str) -> None:
-    """What a reaper does to a run whose lease has ended: queued, for the next attempt."""
-    await redis.hset(keys.run(request_id), mapping={"status": "queued", "token": ""})  # type: ignore[misc]
-
-
-async def roll_back(redis: Redis, request_id: str, to: EventId, **fields: str) -> None:
-    """What a failover does to a log: it ends at `to`, and the record says so."""
-    for entry in await log.read_all(redis, request_id):
-        if entry.id > to:
-            await redis.xdel(keys.log(request_id), str(entry.id))
-    kept = await log.read_all(redis, request_id)
-    await redis.delete(keys.log(request_id))
-    for entry in kept:
-        await redis.xadd(keys.log(request_id), {"t": entry.type, "d": entry.data}, id=str(entry.id))
-    await redis.hset(keys.run(request_id), mapping={"end": str(to), **fields})  # type: ignore[misc]
-
-
-async def snapshot(redis: Redis, request_id: str) -> object:
-    """Both keys, the lease's deadline left out."""
-    record = await redis.hgetall(keys.run(request_id))  # type: ignore[misc]
-    record.pop(b"deadline", None)
-    return record, await log.read_all(redis, request_id)
+def later(lease: Lease) -> Lease:
+    """A claim that a failover lost, as its worker holds it."""
+    return Lease(**{**vars(lease), "epoch": lease.epoch + 9, "token": "later"})
 
 
 # -- create --------------------------------------------------------------------------------------------------
@@ -143,10 +136,10 @@ async def test_an_epoch_is_at_least_the_milliseconds_since_the_key_was_claimed(s
 async def test_an_epoch_is_above_every_epoch_of_the_log_and_of_the_record(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts, claimed_at_ms=now_ms() + 3_600_000)
     assert lease.epoch == 1
-    await fence(redis, lease.request_id)
+    await lose_worker(redis, scripts, lease.request_id)
     second = await claim(scripts, lease.request_id, attempt=2)
     assert second.epoch == 2
-    await fence(redis, lease.request_id)
+    await lose_worker(redis, scripts, lease.request_id)
     await redis.hset(keys.run(lease.request_id), "epoch", "7")  # type: ignore[misc]
     third = await claim(scripts, lease.request_id, attempt=3)
     assert third.epoch == 8
@@ -181,7 +174,7 @@ async def test_a_job_of_another_attempt_is_refused(scripts: Scripts, attempt: in
 
 async def test_a_late_job_of_an_attempt_that_was_fenced_is_refused(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
-    await fence(redis, lease.request_id)
+    await lose_worker(redis, scripts, lease.request_id)
     reply = await scripts.claim(lease.request_id, 1, "late", LEASE_MS)
     assert isinstance(reply, Reply)
     assert reply.answer is Answer.REFUSED
@@ -201,10 +194,9 @@ async def test_a_later_attempt_resumes_from_the_checkpoint(redis: Redis, scripts
     await append(scripts, lease, 2, *words("a", "b"), checkpoint=(at, {"page": 2}))
     await append(scripts, lease, 4, *words("c"))
     assert (await scripts.hand_over(lease, "handed_over")).rest == [2]
-    later = await scripts.claim(lease.request_id, 2, "t", LEASE_MS)
-    assert isinstance(later, Lease)
-    assert (later.attempt, later.resume_from) == (2, at)
-    assert json.loads(later.record["checkpoint"]) == {"page": 2}
+    second = await claim(scripts, lease.request_id, attempt=2)
+    assert (second.attempt, second.resume_from) == (2, at)
+    assert json.loads(second.record["checkpoint"]) == {"page": 2}
     entries = await log.read_all(redis, lease.request_id)
     check_log(entries, finished=False)
     assert json.loads(entries[-1].data) == {"attempt": 2, "reason": "handed_over", "resume_from": str(at)}
@@ -213,12 +205,12 @@ async def test_a_later_attempt_resumes_from_the_checkpoint(redis: Redis, scripts
 async def test_a_later_attempt_without_a_checkpoint_begins_again(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 2, *words("a"))
-    await fence(redis, lease.request_id)
-    later = await claim(scripts, lease.request_id, attempt=2)
-    assert later.resume_from == EventId(0, 1)
-    assert later.record["started_at"] == (await field(redis, lease.request_id, "started_at"))
+    await lose_worker(redis, scripts, lease.request_id)
+    second = await claim(scripts, lease.request_id, attempt=2)
+    assert second.resume_from == EventId(0, 1)
+    assert second.record["started_at"] == (await field(redis, lease.request_id, "started_at"))
     rewinds = await field(redis, lease.request_id, "rewinds")
-    assert rewinds == f"{lease.epoch}-1:0-1 {later.epoch}-1:0-1 "
+    assert rewinds == f"{lease.epoch}-1:0-1 {second.epoch}-1:0-1 "
 
 
 # -- append --------------------------------------------------------------------------------------------------
@@ -289,18 +281,18 @@ async def test_a_log_that_ends_below_what_the_epoch_stands_on_is_lost(redis: Red
     lease = await running(scripts)
     at = EventId(lease.epoch, 3)
     await append(scripts, lease, 2, *words("a", "b"), checkpoint=(at, 1))
-    await fence(redis, lease.request_id)
-    later = await claim(scripts, lease.request_id, attempt=2)
-    await append(scripts, later, 2, *words("c"))
+    await lose_worker(redis, scripts, lease.request_id)
+    second = await claim(scripts, lease.request_id, attempt=2)
+    await append(scripts, second, 2, *words("c"))
     await roll_back(redis, lease.request_id, EventId(lease.epoch, 2), epoch=str(lease.epoch), token=lease.token)
-    reply = await append(scripts, later, 1, ("attempt", "{}"), *words("c"))
+    reply = await append(scripts, second, 1, second.opening, *words("c"))
     assert reply[:2] == (Answer.LOST, EventId(lease.epoch, 2))
 
 
 async def test_after_a_later_epoch_began_an_older_one_is_fenced(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 2, *words("a"))
-    await fence(redis, lease.request_id)
+    await lose_worker(redis, scripts, lease.request_id)
     await claim(scripts, lease.request_id, attempt=2)
     before = await snapshot(redis, lease.request_id)
     for first, entries in [(3, words("b")), (2, words("a")), (3, [FINAL]), (3, [])]:
@@ -340,8 +332,7 @@ async def test_after_a_cancel_the_worker_is_fenced_and_told_the_status(scripts: 
 async def test_a_later_epoch_finds_a_closed_run_closed(scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 2, FINAL)
-    later = Lease(**{**vars(lease), "epoch": lease.epoch + 5, "token": "later"})
-    reply = await append(scripts, later, 1, ("attempt", "{}"))
+    reply = await append(scripts, later(lease), 1, ("attempt", "{}"))
     assert (reply.answer, reply.status) == (Answer.CLOSED, "completed")
 
 
@@ -351,7 +342,6 @@ async def test_an_append_whose_epoch_is_above_the_records_takes_the_record_over(
     attempt = (await log.read_all(redis, lease.request_id))[-1]
     await append(scripts, lease, 2, *words("a"))
     await roll_back(redis, lease.request_id, EventId(0, 1), status="queued", epoch="0", token="", attempt="0")
-    await redis.hdel(keys.run(lease.request_id), "rewinds")  # type: ignore[misc]
     tail = [(attempt.type, attempt.data), *words("a", "b")]
     assert (await append(scripts, lease, 4, *words("c"), kept_from=1)).answer is Answer.GAP
     reply = await append(scripts, lease, 1, *tail)
@@ -361,6 +351,81 @@ async def test_an_append_whose_epoch_is_above_the_records_takes_the_record_over(
         assert await field(redis, lease.request_id, name) == value
     assert await field(redis, lease.request_id, "rewinds") == f"{lease.epoch}-1:0-1 "
     assert (await append(scripts, lease, 4, *words("c"))).answer is Answer.OK
+
+
+async def test_an_epoch_that_takes_over_drops_a_checkpoint_of_what_it_voids(redis: Redis, scripts: Scripts) -> None:
+    """A failover lost the second attempt's claim, the first one's worker went on, and then the second one's came back.
+    A third attempt that went on from the first one's last checkpoint would stand on events that the second has voided.
+    """
+    first = await running(scripts)
+    await append(scripts, first, 2, *words("a"), checkpoint=(EventId(first.epoch, 2), 1))
+    await lose_worker(redis, scripts, first.request_id)
+    second = await claim(scripts, first.request_id, attempt=2)
+    before = {"epoch": str(first.epoch), "token": first.token, "attempt": "1", "status": "running"}
+    await roll_back(redis, first.request_id, EventId(first.epoch, 2), **before)
+    await append(scripts, first, 3, *words("b"), checkpoint=(EventId(first.epoch, 3), 2))
+    assert (await append(scripts, second, 1, second.opening)).answer is Answer.OK
+    assert await field(redis, first.request_id, "checkpoint_id") == ""
+    assert await field(redis, first.request_id, "checkpoint") == ""
+    assert (await scripts.hand_over(second, "handed_over")).answer is Answer.OK
+    third = await claim(scripts, first.request_id, attempt=3)
+    assert (third.resume_from, third.record["checkpoint"]) == (EventId(0, 1), "")
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_an_epoch_that_takes_over_keeps_the_checkpoint_it_stands_on_or_brings(
+    redis: Redis, scripts: Scripts, own: bool
+) -> None:
+    first = await running(scripts)
+    covered = EventId(first.epoch, 2)
+    await append(scripts, first, 2, *words("a"), checkpoint=(covered, 1))
+    await lose_worker(redis, scripts, first.request_id)
+    second = await claim(scripts, first.request_id, attempt=2)
+    brought = EventId(second.epoch, 2)
+    await append(scripts, second, 2, *words("b"), checkpoint=(brought, 2))
+    before = {"epoch": str(first.epoch), "token": "", "attempt": "1", "status": "queued"}
+    before |= {"checkpoint_id": str(covered), "checkpoint": "1"}
+    await roll_back(redis, first.request_id, covered, **before)
+    tail = [second.opening, *words("b")]
+    reply = await append(scripts, second, 1, *tail, checkpoint=(brought, 2) if own else None)
+    assert reply.answer is Answer.OK
+    assert await field(redis, first.request_id, "checkpoint_id") == str(brought if own else covered)
+    assert await field(redis, first.request_id, "checkpoint") == ("2" if own else "1")
+
+
+async def test_an_epoch_that_would_stand_on_what_another_has_voided_is_lost(redis: Redis, scripts: Scripts) -> None:
+    """Two failovers, three workers: the second attempt went on from the first one's first checkpoint, the third from
+    its second one. Each was lost and comes back: the second's `attempt` voids what the third stands on.
+    """
+    first = await running(scripts, claimed_at_ms=now_ms() + 3_600_000)
+    at = EventId(first.epoch, 3)
+    await append(scripts, first, 2, *words("a", "b"), checkpoint=(at, 2))
+    await lose_worker(redis, scripts, first.request_id)
+    second = await claim(scripts, first.request_id, attempt=2)
+    second = Lease(**{**vars(second), "resume_from": EventId(first.epoch, 2)})
+    third = Lease(**{**vars(second), "epoch": second.epoch + 1, "token": "third", "resume_from": at})
+    before = {"epoch": str(first.epoch), "token": "", "attempt": "1", "status": "queued"}
+    await roll_back(redis, first.request_id, at, **before)
+    assert (await append(scripts, second, 1, second.opening, *words("c"))).answer is Answer.OK
+    state = await snapshot(redis, first.request_id)
+    reply = await append(scripts, third, 1, third.opening, *words("d"))
+    assert reply[:2] == (Answer.LOST, EventId(second.epoch, 2))
+    assert await snapshot(redis, first.request_id) == state
+    on_its_entry = Lease(**{**vars(third), "resume_from": EventId(second.epoch, 2)})
+    assert (await append(scripts, on_its_entry, 1, on_its_entry.opening)).answer is Answer.OK
+
+
+async def test_an_epoch_that_stands_on_what_survived_another_rewind_takes_over(redis: Redis, scripts: Scripts) -> None:
+    first = await running(scripts)
+    at = EventId(first.epoch, 2)
+    await append(scripts, first, 2, *words("a", "b"), checkpoint=(at, 1))
+    await lose_worker(redis, scripts, first.request_id)
+    second = await claim(scripts, first.request_id, attempt=2)
+    for resume_from in (EventId(0, 1), at):
+        third = Lease(**{**vars(later(second)), "resume_from": resume_from})
+        before = {"epoch": str(second.epoch), "token": second.token, "attempt": "2"}
+        await roll_back(redis, first.request_id, EventId(second.epoch, 1), **before)
+        assert (await append(scripts, third, 1, third.opening)).answer is Answer.OK
 
 
 async def test_a_renewal_is_an_empty_append_that_moves_the_deadline(redis: Redis, scripts: Scripts) -> None:
@@ -508,10 +573,13 @@ CALLS: dict[str, Call] = {
     "claim": lambda scripts, lease: scripts.claim(lease.request_id, 1, lease.token, LEASE_MS),
     "append": lambda scripts, lease: append(scripts, lease, 2, *words("a")),
     "renewal": lambda scripts, lease: append(scripts, lease, 2),
-    "takeover": lambda scripts, lease: append(
-        scripts, Lease(**{**vars(lease), "epoch": lease.epoch + 9}), 1, ("attempt", "{}")
-    ),
+    "takeover": lambda scripts, lease: append(scripts, later(lease), 1, ("attempt", "{}")),
     "cancel": lambda scripts, lease: cancel(scripts, lease.request_id),
+    "fence": lambda scripts, lease: fence(scripts, lease.request_id),
+    "hand_over": lambda scripts, lease: scripts.hand_over(lease, "handed_over"),
+    "hand_over of a later epoch": lambda scripts, lease: scripts.hand_over(later(lease), "data_lost"),
+    "requeue": lambda scripts, lease: scripts.requeue(lease.request_id, 1, 0),
+    "watch": lambda scripts, lease: scripts.watch(lease.request_id),
     "erase": lambda scripts, lease: scripts.erase(lease.request_id, tombstone_ms=RETENTION_MS),
 }
 

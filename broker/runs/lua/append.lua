@@ -4,7 +4,7 @@
 --      11 checkpoint's id or '', 12 its state, 13… type, data, type, data, …
 -- GONE | DUP | FENCED | CLOSED | LOST | GAP | OK, checked in this order
 local run = redis.call('HMGET', RUN, 'status', 'end', 'epoch', 'token', 'attempt', 'events', 'bytes', 'rewinds',
-  'started_at')
+  'started_at', 'checkpoint_id')
 local status, last = run[1], run[2]
 if not status or status == 'erased' then
   return {'GONE', '0-0', status or ''}
@@ -34,8 +34,20 @@ if CLOSED[status] then
 end
 local have = last_epoch == epoch and last_seq or 0         -- entries of this epoch in the log
 local low, resume_epoch, resume_seq = tonumber(ARGV[7]), parse(ARGV[6])
-if last_epoch < resume_epoch or (last_epoch == resume_epoch and last_seq < resume_seq)
-    or (low > 1 and (last_epoch < epoch or have < low - 1)) then
+
+-- Whether this epoch, before its first entry is there, would stand on what an `attempt` of another has voided: a
+-- failover took both, and the other one was repaired first.
+local function voided()
+  for epoch_of, from_epoch, from_seq in string.gmatch(run[8] or '', '(%d+)-1:(%d+)-(%d+)') do
+    if resume_epoch < tonumber(epoch_of) and below(from_epoch, from_seq, resume_epoch, resume_seq) then
+      return true
+    end
+  end
+  return false
+end
+
+if below(last_epoch, last_seq, resume_epoch, resume_seq) or (low > 1 and (last_epoch < epoch or have < low - 1))
+    or (have == 0 and voided()) then
   return {'LOST', last, status}
 end
 if last_epoch > epoch then
@@ -66,6 +78,9 @@ end
 if have == 0 then                                          -- a claim that a failover lost is repaired
   set('rewinds', (run[8] or '') .. ARGV[3] .. '-1:' .. ARGV[6] .. ' ')
   set('started_at', run[9] or int(time))
+  if run[10] and below(resume_epoch, resume_seq, parse(run[10])) then
+    redis.call('HDEL', RUN, 'checkpoint_id', 'checkpoint') -- it covers what this epoch voids
+  end
 end
 if ARGV[11] ~= '' then
   set('checkpoint_id', ARGV[11])

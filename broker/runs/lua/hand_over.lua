@@ -18,5 +18,5 @@ if CLOSED[status] then
   return {'CLOSED', last, status}
 end
 redis.call('HSET', RUN, 'status', 'queued', 'epoch', ARGV[3], 'token', '', 'handed', ARGV[4], 'attempt', attempt,
-  'enqueues', 0, 'reason', ARGV[6])
+  'enqueues', 0, 'reason', ARGV[6], 'deadline', 0)         -- so that no reaper closes it for a lease that expired before
 return {'OK', last, 'queued', attempt + 1}

@@ -20,6 +20,11 @@ local function parse(id)
   return tonumber(epoch), tonumber(seq)
 end
 
+local function below(epoch, seq, other_epoch, other_seq)
+  epoch, seq = tonumber(epoch), tonumber(seq)
+  return epoch < other_epoch or (epoch == other_epoch and seq < other_seq)
+end
+
 local function attempt_data(attempt, reason, resume_from)
   return '{"attempt":' .. int(attempt) .. ',"reason":"' .. reason .. '","resume_from":"' .. resume_from .. '"}'
 end
