@@ -14,6 +14,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from broker.errors import Misconfigured
 
 MIN_SECRET_BYTES = 32
+LONGEST_RETRY_SECONDS = 3.0
+"""The longest pause that `retry:` asks of a client."""
 _AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _AGENT_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_AGENTS = ("research",)
@@ -30,6 +32,10 @@ class Settings(BaseSettings):
 
     redis_url: str = Field("redis://127.0.0.1:6379", description="The Redis that holds the runs.")
     queue_redis_url: str | None = Field(None, description="The Redis that holds the queue; the same by default.")
+
+    durability: Literal["fast", "replicated"] = Field(
+        "fast", description="`replicated`: what was accepted or ended is on a replica before it is answered."
+    )
 
     auth: Literal["jwt", "none"] = Field(
         "jwt", description="`jwt` needs a key; `none` is for loopback only, and everyone is one owner."
@@ -49,7 +55,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(15, ge=0.1, description="An idle stream gets bytes at least this often.")
     lease_seconds: float = Field(15, ge=1, description="How long a worker's claim holds without renewal.")
     retention_seconds: float = Field(86400, ge=1, description="How long a finished run can be read.")
-    max_attempts: int = Field(3, ge=1, description="Attempts a run may lose before it fails; this version makes one.")
+    max_attempts: int = Field(3, ge=1, description="Attempts a run may lose before it fails.")
     max_run_seconds: float = Field(3600, gt=0, description="Limit of a run, from its first claim, over all attempts.")
     max_jobs: int = Field(100, ge=1, description="Runs at once in one worker.")
     send_timeout_seconds: float = Field(30, gt=0, description="A client that reads nothing for this long is cut.")
@@ -116,6 +122,12 @@ class Settings(BaseSettings):
     def key_life_ms(self) -> int:
         """How long an idempotency key is kept from a run's claim on: an hour longer than its record."""
         return int((self.retention_seconds + self.max_run_seconds + 3600) * 1000)
+
+    @property
+    def least_unwatched_seconds(self) -> float:
+        """The least that a submit may ask for with `cancel_if_unwatched`: the longest pause before a client comes back,
+        and the time in which its gateway says that it is there."""
+        return LONGEST_RETRY_SECONDS + max(self.lease_seconds, self.heartbeat_seconds)
 
     @property
     def queue_url(self) -> str:

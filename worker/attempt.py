@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple, cast
 
 from broker.events import AGENT, Error, Event, Final, Token, dumps
 from broker.ids import EventId
-from broker.runs.scripts import Lease
+from broker.runs.record import FINISHED
+from broker.runs.scripts import Answer, Lease
 from worker.agent import Agent, Checkpoint, Run
 from worker.publisher import Publisher, Stopped
 
@@ -170,8 +172,8 @@ def _failed(run: Run) -> Error:
 
 
 async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, stop: asyncio.Future[str]) -> Outcome:
-    """Runs the attempt until it has ended. `stop` is resolved by whoever closes the run from outside: `cancelled` and
-    `erased` by a client, `worker_stopped` by this worker, which then ends the run itself.
+    """Runs the attempt until it has ended. `stop` is resolved by whoever ends it from outside: with `cancelled` or
+    `erased` by a client, with HANDED_OVER by this worker, which then gives the run back.
     """
     driver = Driver(lease, publisher)
     publishing = asyncio.create_task(publisher.run())
@@ -184,20 +186,38 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
             terminal = driving.result()
         else:
             await _close(run, driver, driving)
-            if stop.done() and stop.result() != "worker_stopped":
+            if stop.done():
+                if stop.result() == HANDED_OVER:
+                    await _flush(publisher)
                 return Outcome(stop.result(), driver.count)
-            terminal = _STOPPED if stop.done() else _TIMEOUT
+            terminal = _TIMEOUT
         await publisher.put(terminal.type, terminal.json_data())
         await publisher.finish()
         return Outcome(terminal.type, driver.count)
     except Stopped as stopped:
-        return Outcome(stopped.reply.status or "gone", driver.count)
+        reply = stopped.reply
+        if reply.answer is Answer.LOST:
+            return Outcome(LOST, driver.count)
+        closed = reply.status in FINISHED or reply.status == "erased"
+        return Outcome(reply.status if closed else reply.answer.lower(), driver.count)
     finally:
         await publisher.close(publishing)
         await _close(run, driver, driving)
 
 
-_STOPPED = Error(code="worker_stopped", message="The worker was stopped before the run had ended.")
+HANDED_OVER = "handed_over"
+LOST = "lost"
+"""A failover took more of the log than this attempt can mend."""
+_FLUSH_SECONDS = 1.0
+
+
+async def _flush(publisher: Publisher) -> None:
+    """The next attempt begins at the last checkpoint that is in the log."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            await publisher.finish()
+
+
 _TIMEOUT = Error(code="timeout", message="The run took longer than it may.")
 
 

@@ -1,23 +1,32 @@
 """Group commit: one append in flight for each run; what the agent yields meanwhile goes into the next batch.
 
 Latency is one round trip and throughput adapts. The buffer is bounded: an agent that outruns Redis waits. A lost
-reply is safe, since the same batch is sent again under the same ids and answered DUP.
+reply is safe, since the same batch is sent again under the same ids and answered DUP. What was written is kept for as
+long as a failover could take it, and appended again where one did.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker.ids import EventId
+from broker.runs.closings import Tail
 from broker.runs.connections import until_answered
-from broker.runs.scripts import Answer, Batch, Lease, Reply, Scripts
+from broker.runs.primaries import Primaries
+from broker.runs.scripts import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Answer, Batch, Lease, Reply, Scripts
 
-MAX_BATCH_ENTRIES = 256
-MAX_BATCH_BYTES = 256 * 1024
+logger = logging.getLogger(__name__)
+
 BUFFER_ENTRIES = 1024
 BUFFER_BYTES = 1024 * 1024
+ENTRY_BYTES = 150
+"""About what an entry takes beside its data."""
+TAIL_BYTES = 1024 * 1024
+"""The most that is kept of what was written. A loss that is larger ends in another attempt."""
 
 
 class Stopped(Exception):
@@ -36,18 +45,33 @@ class Limits:
     retention_ms: int
 
 
+class _Written(NamedTuple):
+    """A batch that is in the log; `at` is when that was known, by the event loop's clock."""
+
+    at: float
+    entries: list[tuple[str, str]]
+    bytes: int
+    checkpoint: tuple[EventId, str] | None
+
+
 class Publisher:
     """Writes one attempt's events. `put` and `finish` raise Stopped once the log takes no more from us."""
 
-    def __init__(self, scripts: Scripts, lease: Lease, limits: Limits) -> None:
+    def __init__(self, scripts: Scripts, lease: Lease, limits: Limits, primaries: Primaries) -> None:
         self._scripts = scripts
         self._lease = lease
         self._limits = limits
+        self._primaries = primaries
         self._next_seq = 2  # 1 is the `attempt` entry that the claim wrote
         self._buffer: deque[tuple[str, str]] = deque()
         self._first = 2
         """The seq of the buffer's first entry."""
         self._bytes = 0
+        now = asyncio.get_running_loop().time()
+        self._tail = deque([_Written(now, [lease.opening], ENTRY_BYTES, None)])
+        """What a failover could take, up to the buffer's first entry."""
+        self._tail_first = 1
+        self._tail_bytes = ENTRY_BYTES
         self._checkpoints: deque[tuple[EventId, str]] = deque()
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -58,6 +82,8 @@ class Publisher:
         self._failure: BaseException | None = None
         self._renew_at = 0.0
         """When an append shall renew the lease. Not each one does: it is a tenth of what an append costs Redis."""
+        self.repairs = 0
+        """How often something was gone from the log, and was appended again."""
 
     @property
     def stopped(self) -> Stopped | None:
@@ -93,6 +119,15 @@ class Publisher:
         """Returns when everything put is in the log."""
         await self._idle.wait()
         self._check()
+
+    def renew(self) -> None:
+        """Appends now, if only nothing: the answer tells what a failover has taken."""
+        self._renew_at = 0.0
+        self._work.set()
+
+    def tail(self) -> Tail:
+        """What is in the log, and could still be lost."""
+        return Tail(self._lease, self._tail_first, [entry for written in self._tail for entry in written.entries])
 
     def _check(self) -> None:
         if self._stopped is not None:
@@ -145,7 +180,7 @@ class Publisher:
         for checkpoint in self._checkpoints:
             if checkpoint[0].seq <= last:
                 covered = checkpoint
-        return Batch(self._first, entries, kept_from=self._first, checkpoint=covered)
+        return Batch(self._first, entries, kept_from=self._tail_first, checkpoint=covered)
 
     async def _append(self, batch: Batch) -> None:
         """Sends the batch until it is answered. Redis being away is not a lost lease (4.5)."""
@@ -165,12 +200,16 @@ class Publisher:
         )
         if reply.answer in (Answer.OK, Answer.DUP):
             self._written(batch)
+        elif reply.answer is Answer.GAP:
+            self._repair(reply.end)
         else:
             self._stopped = Stopped(reply)
 
     def _written(self, batch: Batch) -> None:
+        now, size = asyncio.get_running_loop().time(), 0
         for _ in batch.entries:
-            self._bytes -= len(self._buffer.popleft()[1])
+            size += len(self._buffer.popleft()[1])
+        self._bytes -= size
         self._first += len(batch.entries)
         if batch.checkpoint is not None:
             # One of the same id that came meanwhile has not been sent.
@@ -178,5 +217,42 @@ class Publisher:
                 self._checkpoints.popleft()
             if self._checkpoints and self._checkpoints[0] is batch.checkpoint:
                 self._checkpoints.popleft()
+        if batch.entries:
+            size += ENTRY_BYTES * len(batch.entries)
+            self._tail.append(_Written(now, list(batch.entries), size, batch.checkpoint))
+            self._tail_bytes += size
+        self._forget(self._primaries.covered(self._lease.request_id))
         if len(self._buffer) < BUFFER_ENTRIES // 2 and self._bytes < BUFFER_BYTES // 2:
             self._room.set()
+
+    def _forget(self, covered: float) -> None:
+        """Called only after the log was seen to be whole: what every replica has now, no failover can take."""
+        tail = self._tail
+        while tail and (tail[0].at < covered or self._tail_bytes > TAIL_BYTES):
+            written = tail.popleft()
+            self._tail_first += len(written.entries)
+            self._tail_bytes -= written.bytes
+
+    def _repair(self, end: EventId) -> None:
+        """A failover took what is above `end`: it is appended again, under the same ids."""
+        have = end.seq if end.epoch == self._lease.epoch else 0
+        checkpoint, lost = None, 0
+        while self._tail and self._first > have + 1:
+            written = self._tail.pop()
+            self._buffer.extendleft(reversed(written.entries))
+            self._first -= len(written.entries)
+            self._bytes += written.bytes - ENTRY_BYTES * len(written.entries)
+            self._tail_bytes -= written.bytes
+            checkpoint = checkpoint or written.checkpoint
+            lost += len(written.entries)
+        if self._first > have + 1:
+            raise AssertionError(f"the log ends at {end}, below what is kept")
+        if checkpoint is not None and (not self._checkpoints or checkpoint[0] < self._checkpoints[0][0]):
+            self._checkpoints.appendleft(checkpoint)
+        self._renew_at = 0.0
+        self._idle.clear()
+        self.repairs += 1
+        logger.warning(
+            "a part of a log was lost and is appended again",
+            extra={"request_id": self._lease.request_id, "end": str(end), "entries": lost},
+        )

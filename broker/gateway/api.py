@@ -52,7 +52,10 @@ class SubmitBody(BaseModel):
     parameters: Object = Field(default_factory=dict, description="The agent's own parameters; part of the query.")
     metadata: Object = Field(default_factory=dict, description="Kept with the run; not part of the query.")
     cancel_if_unwatched: float | None = Field(
-        None, ge=0, description="Not available yet: any number is refused, so that nobody relies on it."
+        None,
+        ge=0,
+        le=86400,
+        description="Cancel the run when nobody has read it or asked for it for so many seconds. Off by default.",
     )
 
 

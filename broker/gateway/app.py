@@ -39,10 +39,11 @@ def make_app(settings: Settings) -> Access:
     redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS)
     subscriptions = connect(settings.redis_url, connections=1)
     queue = Queue(settings.queue_url, connections=QUEUE_CONNECTIONS)
+    runs = Runs(redis, queue, settings)
     gateway = Gateway(
         settings=settings,
-        runs=Runs(redis, queue, settings),
-        hub=Hub(redis, subscriptions, settings),
+        runs=runs,
+        hub=Hub(redis, subscriptions, settings, on_met=runs.met, on_watched=runs.watched),
         authenticate=make_authenticator(settings),
     )
     table = route_table(gateway)
@@ -50,11 +51,13 @@ def make_app(settings: Settings) -> Access:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         gateway.hub.start()
+        gateway.runs.start()
         _tune_collector()
         try:
             yield
         finally:
             await gateway.hub.close()
+            await gateway.runs.close()
             await gateway.authenticate.close()
             await queue.close()
             for client in (redis, subscriptions):

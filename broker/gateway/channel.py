@@ -20,11 +20,16 @@ class State(NamedTuple):
     lease_ms: int | None
     """What is left of its lease, negative when it has expired; None where nobody holds one."""
 
+    @property
+    def expired(self) -> bool:
+        return self.lease_ms is not None and self.lease_ms < 0
+
 
 class Channel:
     """A run with readers in this process."""
 
     __slots__ = (
+        "counted",
         "end",
         "gone",
         "inbox",
@@ -46,6 +51,8 @@ class Channel:
         self.end = START
         self.status = ""
         self.gone = False
+        self.counted = False
+        """Whether the run is cancelled when nobody reads it."""
         self.subscribed = False
         self.opened = False
         """Whether the run was read since the subscription."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from broker.errors import Unavailable
 from broker.gateway.channel import Channel, State
 from broker.ids import EventId
 from broker.runs.connections import is_away
@@ -26,12 +27,17 @@ class Heartbeats:
         states: Callable[[Sequence[Channel]], Awaitable[list[State | None]]],
         reread: Callable[[Channel], asyncio.Task[None]],
         seconds: float,
+        *,
+        on_met: Callable[[Sequence[str]], Awaitable[None]],
+        on_watched: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`states` asks Redis, `reread` starts to read a run again."""
+        """`states` asks Redis, `reread` starts to read a run again; the others are the hub's."""
         self._channels = channels
         self._states = states
         self._reread = reread
         self._heartbeat = seconds
+        self._on_met = on_met
+        self._on_watched = on_watched
 
     def first(self) -> float:
         """When a new channel beats, by the event loop's clock."""
@@ -56,6 +62,7 @@ class Heartbeats:
     async def _beat(self, due: list[Channel]) -> None:
         """One pipelined read tells what every heartbeat says, and finds what pub/sub has missed (6.2)."""
         timeout, away = min(self._heartbeat / 10, 1.0), False
+        seen: list[tuple[Channel, State | None]] = []
         for first in range(0, len(due), _READ_BATCH):
             batch = due[first : first + _READ_BATCH]
             ends = [channel.end for channel in batch]
@@ -75,6 +82,23 @@ class Heartbeats:
                     channel.beat(None)
                 else:
                     self._compare(channel, ends[index], states[index])
+                    seen.append((channel, states[index]))
+        if seen and not away:
+            await self._tell(seen, timeout)
+
+    async def _tell(self, seen: list[tuple[Channel, State | None]], timeout: float) -> None:
+        """Tells others what only the readers of a run may know. It may fail: they will be told at the next beat."""
+        unfinished = [(channel, state) for channel, state in seen if state is not None and not channel.finished]
+        idle = [channel.request_id for channel, state in unfinished if state.status == "queued" or state.expired]
+        try:
+            async with asyncio.timeout(timeout):
+                if idle:
+                    await self._on_met(idle)
+                for channel, _ in unfinished:
+                    if channel.counted:
+                        await self._on_watched(channel.request_id)
+        except (Unavailable, TimeoutError) as error:
+            logger.info("a heartbeat was not heard", extra={"error": repr(error)})
 
     def _compare(self, channel: Channel, known: EventId, state: State | None) -> None:
         """`known` is the channel's end as it was before the read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -36,16 +36,37 @@ _CLOSE_SECONDS = 3.0
 _PRIMARY_SECONDS = 5.0
 
 
+async def _unheard(_: object) -> None:
+    """For a hub on its own."""
+
+
 class Hub:
     """The runs that this process has readers of."""
 
-    def __init__(self, redis: Redis, subscriptions: Redis, settings: Settings) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        subscriptions: Redis,
+        settings: Settings,
+        *,
+        on_met: Callable[[Sequence[str]], Awaitable[None]] = _unheard,
+        on_watched: Callable[[str], Awaitable[None]] = _unheard,
+    ) -> None:
+        """`on_met` hears of unfinished runs that seem to have nobody, `on_watched` that a run has readers here, where
+        its submitter asked for that; both at heartbeats."""
         self._redis = redis
         self._channels: dict[str, Channel] = {}
         self._dirty: set[Channel] = set()
         self._pages = Pages(redis)
         self._follower = Follower(redis, self._pages, self._start_reading, settings.lease_seconds + 5)
-        self._heartbeats = Heartbeats(self._channels, self._states, self._start_reading, settings.heartbeat_seconds)
+        self._heartbeats = Heartbeats(
+            self._channels,
+            self._states,
+            self._start_reading,
+            settings.heartbeat_seconds,
+            on_met=on_met,
+            on_watched=on_watched,
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._subscriber = Subscriber(
             subscriptions, on_message=self._message, on_batch=self._flush, on_reset=self._read_all_again
@@ -139,6 +160,7 @@ class Hub:
         if channel is None:
             channel = self._channels[request_id] = Channel(request_id)
             channel.next_beat = self._heartbeats.first()
+            channel.counted = head.cancel_if_unwatched
             if head.finished:
                 channel.end, channel.status = head.end, head.status
             else:

@@ -128,11 +128,11 @@ class NativeApi:
         if cursor is not None and cursor.request_id is not None:
             head = await self._runs.head(cursor.request_id)
             if head is not None and _sees(principal, head) and head.digest == submission.digest():
-                return self._stream(cursor.request_id, head, principal, cursor.event_id, long_ids=True)
+                return await self._stream(cursor.request_id, head, principal, cursor.event_id, long_ids=True)
         repeated = cursor is not None or requests.is_repeat(request)
         accepted = await self._submit(request, principal, submission, repeated=repeated)
         head = await self._visible(accepted.request_id, principal)
-        return self._stream(accepted.request_id, head, principal, START, long_ids=True)
+        return await self._stream(accepted.request_id, head, principal, START, long_ids=True)
 
     # -- read ------------------------------------------------------------------------------------------------
 
@@ -146,11 +146,18 @@ class NativeApi:
         position = cursor.event_id if cursor else START
         if head.finished and position == head.end:
             return Response(status_code=204, headers=_stream_headers(request_id))
-        return self._stream(request_id, head, principal, position, long_ids=False)
+        return await self._stream(request_id, head, principal, position, long_ids=False)
 
-    def _stream(self, request_id: str, head: Head, principal: Principal, position: EventId, *, long_ids: bool) -> Asgi:
+    async def _stream(
+        self, request_id: str, head: Head, principal: Principal, position: EventId, *, long_ids: bool
+    ) -> Asgi:
         if self._hub.draining:
             return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
+        if head.cancel_if_unwatched and not head.finished:
+            try:
+                await self._runs.watched(request_id)
+            except Unavailable:
+                return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
         limits = [self._settings.max_stream_seconds]
         if principal.expires_at is not None:
             limits.append(max(principal.expires_at - time.time(), 0.0))
@@ -175,6 +182,10 @@ class NativeApi:
         request_id = _request_id(request)
         wait, preferred = requests.wait_seconds(request)
         head = await self._visible(request_id, principal)
+        if not head.finished:
+            await self._runs.met([request_id])
+        if head.cancel_if_unwatched and not head.finished:
+            await self._runs.watched(request_id)
         if wait and not head.finished:
             await self._hub.wait_end(request_id, head, wait)
         headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}

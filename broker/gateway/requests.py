@@ -32,8 +32,12 @@ async def submission(request: Request, settings: Settings) -> Submission:
         parsed = SubmitBody.model_validate(body)
     except ValidationError as error:
         raise Invalid(_fields_text(error), errors=_fields(error)) from None
-    if parsed.cancel_if_unwatched is not None:
-        _refuse("cancel_if_unwatched", "This version cannot cancel unwatched runs; leave the field out.")
+    least = settings.least_unwatched_seconds
+    if parsed.cancel_if_unwatched is not None and parsed.cancel_if_unwatched < least:
+        _refuse(
+            "cancel_if_unwatched",
+            f"At least {least:g} seconds: a reader that is only reconnecting must have the time to come back.",
+        )
     agent = parsed.agent if parsed.agent is not None else settings.default_agent
     if agent not in settings.agent_names:
         _refuse("agent", f"Unknown agent; this service has: {', '.join(settings.agent_names)}.")
@@ -43,6 +47,7 @@ async def submission(request: Request, settings: Settings) -> Submission:
         session_id=parsed.session_id,
         parameters=parsed.parameters,
         metadata=parsed.metadata,
+        cancel_if_unwatched=parsed.cancel_if_unwatched,
     )
 
 

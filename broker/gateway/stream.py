@@ -14,6 +14,7 @@ from broker.gateway.dialects import Dialect
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End, Reader
 from broker.gateway.sinks import StreamSink, open_sink
+from broker.settings import LONGEST_RETRY_SECONDS
 
 HEADERS = [
     (b"content-type", sse.CONTENT_TYPE),
@@ -24,7 +25,7 @@ HEADERS = [
 STREAM = "broker.stream"
 """The key in an ASGI scope under which a response that has begun leaves its stream to be run."""
 
-RETRY_MS = (1000, 3000)
+RETRY_MS = (1000, int(LONGEST_RETRY_SECONDS * 1000))
 """EventSource has no back-off of its own: the jitter that spreads a reconnect storm is in `retry:`."""
 
 

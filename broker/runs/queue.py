@@ -57,6 +57,15 @@ class Queue:
             added, _, _ = await pipe.execute()
         return bool(added)
 
+    async def holds(self, request_id: str, attempt: int, enqueues: int) -> bool:
+        """Whether the job of this enqueue is still there."""
+        job = job_id(request_id, attempt, enqueues)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.exists(job_key_prefix + job)
+            pipe.zscore(keys.QUEUE, job)
+            there, score = await pipe.execute()
+        return bool(there) and score is not None
+
     async def take(self, job: str) -> None:
         """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot."""
         async with self.redis.pipeline(transaction=True) as pipe:

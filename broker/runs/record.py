@@ -26,6 +26,8 @@ class Submission:
     session_id: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    cancel_if_unwatched: float | None = None
+    """Seconds without a reader after which the run is cancelled."""
 
     def digest(self) -> str:
         """Names the query: equal digests of one owner are the same query (PROTOCOL 3.2)."""
@@ -53,10 +55,11 @@ class Submission:
             "session_id": dumps(session_id),
             "digest": digest,
             "key": key,
+            "unwatched_ms": "" if self.cancel_if_unwatched is None else str(int(self.cancel_if_unwatched * 1000)),
         }
 
 
-HEAD_FIELDS = ["tenant", "subject", "status", "end", "digest", "session_id", "finished_at"]
+HEAD_FIELDS = ["tenant", "subject", "status", "end", "digest", "session_id", "finished_at", "unwatched_ms"]
 
 
 class Head(NamedTuple):
@@ -68,6 +71,7 @@ class Head(NamedTuple):
     digest: str
     session_id: str
     finished_at_ms: int | None
+    cancel_if_unwatched: bool = False
 
     @property
     def finished(self) -> bool:
@@ -76,7 +80,7 @@ class Head(NamedTuple):
 
 def parse_head(values: list[bytes | None]) -> Head | None:
     """From HMGET of HEAD_FIELDS; None for a run that is missing or erased."""
-    tenant, subject, status, end, digest, session_id, finished_at = values
+    tenant, subject, status, end, digest, session_id, finished_at, unwatched_ms = values
     if status is None or status == b"erased" or tenant is None or subject is None or end is None:
         return None
     return Head(
@@ -86,6 +90,7 @@ def parse_head(values: list[bytes | None]) -> Head | None:
         (digest or b"").decode(),
         json.loads(session_id or b'""'),
         int(finished_at) if finished_at else None,
+        bool(unwatched_ms),
     )
 
 

@@ -73,6 +73,10 @@ class Lease:
         return opening.type, opening.json_data()
 
 
+MAX_BATCH_ENTRIES = 256
+MAX_BATCH_BYTES = 256 * 1024
+
+
 class Batch(NamedTuple):
     """Entries `first`, `first + 1`, … of an epoch. `kept_from` is the lowest seq that the worker still holds."""
 

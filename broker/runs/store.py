@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import NamedTuple, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 
 from broker.errors import BadRequest, KeyReused, RunNotFound, Unavailable
 from broker.events import Cancelled, Entry, Start
 from broker.fold import Outcome, outcome
 from broker.ids import EventId, Owner, new_request_id
 from broker.runs import keys, log
+from broker.runs.closings import Closings
 from broker.runs.connections import unavailable
+from broker.runs.leases import Leases
+from broker.runs.primaries import Primaries
 from broker.runs.queue import Queue
 from broker.runs.record import HEAD_FIELDS, LIVE, RECORD_FIELDS, Head, Record, Submission, parse_head, parse_record
 from broker.runs.scripts import Answer, IdempotencyClaim, Scripts, claim_key
 from broker.settings import Settings
 
 _LIST_CURSOR = re.compile(r"([0-9]{1,15}):([0-9a-f]{32})")
+CLOSINGS_SECONDS = 3.0
+"""How long the end of a process waits for what it closed to be safe."""
+FIRST_LOOK_MS = 10_000
+"""A run of which nobody has heard anything so long after its submit is looked at."""
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
 
@@ -47,9 +56,24 @@ class Runs:
     def __init__(self, redis: Redis, queue: Queue, settings: Settings) -> None:
         self._redis = redis
         self._queue = queue
-        self._scripts = Scripts(redis)
-        self._retention_ms = int(settings.retention_seconds * 1000)
+        self._replicated = settings.durability == "replicated"
+        self._scripts = Scripts(redis, replicated=self._replicated)
         self._life_ms = settings.key_life_ms
+        self._leases = Leases(queue.redis)
+        self._primaries = Primaries(redis, queue.redis)
+        self._closings = Closings(self._scripts, self._primaries, retention_ms=int(settings.retention_seconds * 1000))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """What was cancelled and erased here is kept from now on until it is replicated."""
+        self._tasks = [asyncio.create_task(self._primaries.run()), asyncio.create_task(self._closings.run())]
+
+    async def close(self) -> None:
+        await self._closings.settle(CLOSINGS_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def submit(
         self, owner: Owner, submission: Submission, *, idempotency_key: str | None = None, repeated: bool = False
@@ -71,6 +95,7 @@ class Runs:
                     request_id=new_request_id(),
                     digest=digest,
                     life_ms=self._life_ms,
+                    replicated=self._replicated,
                 )
                 if claim.digest != digest:
                     raise KeyReused
@@ -85,6 +110,7 @@ class Runs:
         request_id = claim.request_id
         session_id = submission.session_id or _session_id(request_id)
         await self._index(owner, session_id, claim)
+        await self._leases.put_back([request_id], claim.claimed_at_ms + FIRST_LOOK_MS)
         start = Start(request_id=request_id, session_id=session_id).json_data()
         fields = submission.fields(owner, session_id, claim.digest, key)
         reply = await self._scripts.create(request_id, claim.claimed_at_ms, start, fields)
@@ -170,24 +196,32 @@ class Runs:
 
     async def cancel(self, request_id: str, reason: str) -> None:
         """Closes the run at once, worker or no worker; one that has ended stays as it is. Raises RunNotFound."""
+        token, event = secrets.token_hex(8), Cancelled(reason=reason)
         with unavailable():
-            reply = await self._scripts.close(
-                request_id,
-                kind="cancelled",
-                data=Cancelled(reason=reason).json_data(),
-                reason="cancelled",
-                token=secrets.token_hex(8),
-                retention_ms=self._retention_ms,
-            )
+            try:
+                reply = await self._closings.close(request_id, event, "cancelled", token=token)
+            except ConnectionError:  # it may be done; the token tells
+                reply = await self._closings.close(request_id, event, "cancelled", token=token)
         if reply.answer is Answer.GONE:
             raise RunNotFound
 
     async def erase(self, request_id: str) -> None:
         """Raises RunNotFound."""
         with unavailable():
-            reply = await self._scripts.erase(request_id, tombstone_ms=self._retention_ms)
+            reply = await self._closings.erase(request_id)
         if reply.answer is Answer.GONE:
             raise RunNotFound
+
+    async def met(self, request_ids: Iterable[str]) -> None:
+        """Unfinished runs that somebody has met: a reaper shall know of them (PROTOCOL 4.2)."""
+        if (now_ms := self._primaries.now_ms()) is not None:
+            with unavailable():
+                await self._leases.put_back(request_ids, now_ms)
+
+    async def watched(self, request_id: str) -> None:
+        """Somebody reads the run, or asks for it (PROTOCOL 5.6)."""
+        with unavailable():
+            await self._scripts.watch(request_id)
 
     async def events(self, request_id: str, after: EventId, limit: int) -> list[Entry]:
         with unavailable():

@@ -25,7 +25,7 @@ from tests.kit.processes import Gateway, Worker, wait_for
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
 from tests.kit.scale import LONG
-from worker.main import POLL_SECONDS
+from worker.jobs import POLL_SECONDS
 
 
 @dataclass
@@ -91,18 +91,21 @@ def test_a_signal_lets_runs_end_in_the_grace_period_and_takes_no_new_ones(
     assert worker.logged("worker stopped")
 
 
-def test_after_the_grace_period_runs_end_with_worker_stopped(stage: Stage, launch: Launcher, tmp_path: Path) -> None:
-    worker = launch.worker(stage.redis.url, grace_seconds=0.3)
+def test_after_the_grace_period_runs_are_handed_over_at_once(stage: Stage, launch: Launcher, tmp_path: Path) -> None:
+    """Another worker goes on with them, and nobody waits for a lease to end."""
+    worker = launch.worker(stage.redis.url, grace_seconds=0.3, lease_seconds=600)
     mark = tmp_path / "mark"
     slow = stage.client.submit("s", agent="slow", parameters={"mark": str(mark)})
     hangs = stage.client.submit("h", agent="hangs")
     stage.all_have("running", [slow, hangs])
     assert worker.stop() == 0
     assert mark.read_text() == "closed"
-    for request_id, partial in ((slow, "begun "), (hangs, "waiting ")):
-        run = stage.client.run(request_id)
-        assert (run["status"], run["error"]["code"], run["answer"]) == ("failed", "worker_stopped", partial)
-        check_log(stage.client.log(request_id))
+    stage.all_have("queued", [slow, hangs])
+    launch.worker(stage.redis.url)
+    stage.all_have("running", [slow, hangs])
+    for request_id in (slow, hangs):
+        attempts = [json.loads(entry.data) for entry in stage.client.log(request_id) if entry.type == "attempt"]
+        assert [data["reason"] for data in attempts] == ["started", "handed_over"]
 
 
 def test_a_second_signal_ends_a_worker_at_once(stage: Stage, launch: Launcher) -> None:

@@ -34,11 +34,12 @@ from broker.events import (
     ToolResult,
 )
 from broker.runs import keys, log
+from broker.runs.primaries import Primaries
 from broker.runs.scripts import Lease, Scripts
 from tests.kit.checker import check_log, surviving_text
 from tests.kit.runs import RETENTION_MS, append, cancel, claim, running, texts, words
 from worker.agent import Agent, Checkpoint, Run
-from worker.attempt import MAX_EVENT_BYTES, MAX_LOG_BYTES, MAX_LOG_EVENTS, RESERVED_EVENTS, Outcome, execute
+from worker.attempt import HANDED_OVER, MAX_EVENT_BYTES, MAX_LOG_BYTES, MAX_LOG_EVENTS, RESERVED_EVENTS, Outcome, execute
 from worker.publisher import Limits, Publisher
 
 Events = AsyncIterator[Event | Checkpoint]
@@ -72,7 +73,7 @@ class Attempts:
     ) -> tuple[asyncio.Task[Outcome], asyncio.Future[str]]:
         stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         asked = Run(request_id=lease.request_id, query="q", deadline=time.time() + seconds, **run)
-        publisher = Publisher(self.scripts, lease, LIMITS)
+        publisher = Publisher(self.scripts, lease, LIMITS, Primaries(self.redis, self.redis))
         return asyncio.create_task(execute(lease, cast(Agent, agent), publisher, asked, stop)), stop
 
     async def ended(self, lease: Lease, executing: asyncio.Task[Outcome], *, finished: bool = True) -> Ended:
@@ -541,13 +542,14 @@ async def test_a_later_attempt_stops_an_earlier_one(redis: Redis, attempts: Atte
     assert ended.entries[-1].id.epoch == later.epoch
 
 
-async def test_a_worker_that_stops_ends_its_run_with_worker_stopped(redis: Redis, attempts: Attempts) -> None:
+async def test_an_attempt_that_is_handed_over_is_closed_and_writes_no_end(redis: Redis, attempts: Attempts) -> None:
     lease, slow = await running(attempts.scripts), Slow()
     executing, stop = attempts.begin(lease, slow.agent)
     await begun(redis, lease)
-    stop.set_result("worker_stopped")
-    ended = await attempts.ended(lease, executing)
-    assert ended.error["code"] == "worker_stopped"
+    stop.set_result(HANDED_OVER)
+    ended = await attempts.ended(lease, executing, finished=False)
+    assert ended.outcome.status == HANDED_OVER
+    assert ended.record["status"] == "running"
     assert slow.closed.is_set()
 
 
@@ -579,7 +581,7 @@ async def test_a_stubborn_agent_is_left_behind_with_a_warning_and_writes_nothing
     assert await log.read_all(redis, lease.request_id) == ended.entries
 
 
-@pytest.mark.parametrize("code", ["timeout", "worker_stopped"])
+@pytest.mark.parametrize("code", ["timeout", HANDED_OVER])
 async def test_what_an_agent_yields_after_it_was_cancelled_is_not_taken(
     redis: Redis, attempts: Attempts, code: str
 ) -> None:
@@ -593,10 +595,10 @@ async def test_what_an_agent_yields_after_it_was_cancelled_is_not_taken(
     lease = await running(attempts.scripts)
     executing, stop = attempts.begin(lease, agent, seconds=0.2 if code == "timeout" else 30)
     await begun(redis, lease)
-    if code == "worker_stopped":
+    if code == HANDED_OVER:
         stop.set_result(code)
-    ended = await attempts.ended(lease, executing)
-    assert ended.error["code"] == code
+    ended = await attempts.ended(lease, executing, finished=code == "timeout")
+    assert code == HANDED_OVER or ended.error["code"] == code
     assert texts(ended.entries) == ["begun"]
 
 

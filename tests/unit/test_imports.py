@@ -28,7 +28,7 @@ PROCESS = {"broker.logs", "broker.supervisor"}
 """What a process of ours needs beside its work; used by what starts processes."""
 
 ONLY_IN = {
-    "arq": ("broker/runs/queue.py", "worker/main.py"),
+    "arq": ("broker/runs/queue.py", "worker/jobs.py"),
     "starlette": ("broker/gateway/",),
     "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py"),
     "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),

@@ -12,13 +12,14 @@ from broker.events import Entry, dumps
 from broker.ids import EventId
 from broker.runs import keys, log
 from broker.runs.connections import connect
-from broker.runs.scripts import Lease, Scripts
+from broker.runs.primaries import Primaries
+from broker.runs.scripts import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Lease, Scripts
 from tests.kit.checker import check_log
 from tests.kit.proxy import Proxy, calls
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import Ears, cancel, channels, now_ms, running, texts, words
 from tests.kit.scale import scaled
-from worker.publisher import BUFFER_ENTRIES, MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Limits, Publisher, Stopped
+from worker.publisher import BUFFER_ENTRIES, Limits, Publisher, Stopped
 
 LIMITS = Limits(lease_ms=15_000, retention_ms=60_000)
 
@@ -29,7 +30,7 @@ class Writing:
     def __init__(self, redis: Redis, through: Redis, lease: Lease, limits: Limits) -> None:
         self.redis = redis
         self.lease = lease
-        self.publisher = Publisher(Scripts(through), lease, limits)
+        self.publisher = Publisher(Scripts(through), lease, limits, Primaries(redis, redis))
         self.running = asyncio.create_task(self.publisher.run())
 
     @property

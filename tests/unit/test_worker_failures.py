@@ -12,14 +12,15 @@ from broker.settings import Settings
 from tests.kit.checker import check_log
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import running
-from worker.main import Worker
+from worker.parts import make_parts
+from worker.runner import Runner
 
 
 async def test_an_accepted_run_ends_although_its_worker_fails(redis: Redis, redis_server: RedisServer) -> None:
     lease = await running(Scripts(redis))
-    worker = Worker(Settings(redis_url=redis_server.url), {})
-    await worker._close_failed(lease.request_id)
-    await worker._close()
+    parts = make_parts(Settings(redis_url=redis_server.url))
+    await Runner(parts, {})._fail(lease)
+    await parts.close()
     entries = await log.read_all(redis, lease.request_id)
     check_log(entries)
     assert (entries[-1].type, json.loads(entries[-1].data)["code"]) == ("error", "internal")

@@ -1,0 +1,47 @@
+"""`sb:leases`: every unfinished run, and when somebody must look at it next (PROTOCOL 4.2).
+
+It lives with the queue, so it may be lost or restored on its own: the record is the authority, and whoever meets an
+unfinished run that is past its time puts it back. Times are milliseconds of Redis' clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+
+from broker.runs import keys
+
+
+class Due(NamedTuple):
+    request_ids: list[str]
+    now_ms: int
+
+
+class Leases:
+    """All raise redis-py's exceptions."""
+
+    def __init__(self, redis: Redis) -> None:
+        """`redis` is the queue's."""
+        self._redis = redis
+
+    async def put(self, at_ms: Mapping[str, int]) -> None:
+        """When each run is to be looked at, whatever was said before."""
+        if at_ms:
+            await self._redis.zadd(keys.LEASES, dict(at_ms))
+
+    async def put_back(self, request_ids: Iterable[str], at_ms: int) -> None:
+        """To be looked at then, where nothing is said."""
+        if scores := dict.fromkeys(request_ids, at_ms):
+            await self._redis.zadd(keys.LEASES, scores, nx=True)
+
+    async def due(self, limit: int) -> Due:
+        seconds, micros = await self._redis.time()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        found = await self._redis.zrangebyscore(keys.LEASES, "-inf", now_ms, start=0, num=limit)
+        return Due([member.decode("ascii", "replace") for member in found], now_ms)
+
+    async def remove(self, request_ids: Iterable[str]) -> None:
+        if members := list(request_ids):
+            await self._redis.zrem(keys.LEASES, *members)

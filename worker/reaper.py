@@ -1,0 +1,283 @@
+"""The reaper: finds runs that nobody works on, and gives them to somebody, or ends them (PROTOCOL 4.2 to 4.7).
+
+There is one in every worker and no leader: what it does is decided by the scripts, so any number of them may do it at
+once. It is patient after every break, because whoever could not renew a lease is not dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from broker.events import AttemptReason, Cancelled, Error
+from broker.runs import keys
+from broker.runs.connections import is_away
+from broker.runs.record import FINISHED, LIVE
+from broker.runs.scripts import Answer, keep_key
+from broker.runs.shards import Shard, shards
+from worker.parts import Parts
+from worker.unwatched import Watch
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+BATCH = 200
+"""Runs that are looked at in one go."""
+FORGET_MS = 120_000
+"""An entry of the index is removed so long after the end of its run: until then a failover may take the end back."""
+QUEUED_MS = 10_000
+"""How often a queued run is looked at."""
+MAX_ENQUEUES = 5
+SCAN_SECONDS = 600.0
+"""All records are looked at once in this time: an index that was lost is made whole from them."""
+
+_FIELDS = ["status", "deadline", "attempt", "enqueues", "started_at", "finished_at", "created_at", "key"]
+_FIELDS += ["unwatched_ms", "watched_at"]
+
+_SPENT = Error(code="worker_lost", message="The workers that took this run were lost, and no attempt is left.")
+_OVERDUE = Error(code="timeout", message="The run took longer than it may.")
+_NOT_STARTED = Error(code="not_started", message="No worker could start this run.")
+
+
+class _Row(NamedTuple):
+    """A record as the reaper sees it. Times are milliseconds, 0 where there is none."""
+
+    request_id: str
+    status: str
+    deadline: int
+    attempt: int
+    enqueues: int
+    started_at: int
+    finished_at: int
+    created_at: int
+    key: str
+    unwatched_ms: int
+    watched_at: str
+
+
+class Reaper:
+    def __init__(self, parts: Parts) -> None:
+        self._redis = parts.redis
+        self._scripts = parts.scripts
+        self._queue = parts.queue
+        self._leases = parts.leases
+        self._primaries = parts.primaries
+        self._closings = parts.closings
+        settings = parts.settings
+        self._lease_ms = int(settings.lease_seconds * 1000)
+        self._max_attempts = settings.max_attempts
+        self._max_run_ms = int(settings.max_run_seconds * 1000)
+        self._key_life_ms = settings.key_life_ms
+        self._tick = min(TICK_SECONDS, settings.lease_seconds / 5)
+        self._ended: dict[str, float] = {}
+        """Runs without a record, or erased, and when this reaper first saw that, by the event loop's clock."""
+        self._watches: dict[str, Watch] = {}
+        self._scanning: dict[str, int] = {}
+        """How far each shard has been scanned."""
+        self.counts: Counter[str] = Counter()
+        """What this reaper has done, by kind."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(self._reap))
+            tasks.create_task(self._repeat(self._scan))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        away = False
+        while True:
+            await asyncio.sleep(self._tick * random.uniform(0.5, 1.0))
+            try:
+                await work()
+                away = False
+            except Exception as error:
+                if not is_away(error):
+                    logger.exception("the reaper failed")
+                    continue
+                if not away:
+                    logger.warning("the reaper cannot reach Redis", extra={"error": repr(error)})
+                away = True
+                self._primaries.disturbed()
+
+    # -- what is due -----------------------------------------------------------------------------------------
+
+    async def _reap(self) -> None:
+        while True:
+            due = await self._leases.due(BATCH)
+            if not due.request_ids:
+                return
+            rows = await self._rows(due.request_ids)
+            ended, later = [], dict[str, int]()
+            for request_id, row in zip(due.request_ids, rows, strict=True):
+                if row is None or row.status in FINISHED or row.status == "erased":
+                    if self._forgettable(request_id, row, due.now_ms):
+                        ended.append(request_id)
+                    else:
+                        later[request_id] = due.now_ms + FORGET_MS // 4
+                    self._watches.pop(request_id, None)
+                else:
+                    later[request_id] = self._next_look(row, due.now_ms)
+            # Before anything is done: what dies half-way is looked at again.
+            await self._leases.put(later)
+            await self._leases.remove(ended)
+            for row in rows:
+                if row is not None and row.status in LIVE:
+                    await self._look_at(row, due.now_ms)
+            if len(due.request_ids) < BATCH:
+                return
+
+    async def _rows(self, request_ids: Sequence[str]) -> list[_Row | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for request_id in request_ids:
+                pipe.hmget(keys.run(request_id), _FIELDS)
+            return [
+                _row(request_id, values) for request_id, values in zip(request_ids, await pipe.execute(), strict=True)
+            ]
+
+    def _forgettable(self, request_id: str, row: _Row | None, now_ms: int) -> bool:
+        if row is not None and row.finished_at:
+            return now_ms >= row.finished_at + FORGET_MS
+        now = asyncio.get_running_loop().time()
+        for stale in [known for known, since in self._ended.items() if now - since > 10 * FORGET_MS / 1000]:
+            del self._ended[stale]  # another reaper removed it
+        since = self._ended.setdefault(request_id, now)
+        if now - since < FORGET_MS / 1000:
+            return False
+        del self._ended[request_id]
+        return True
+
+    def _next_look(self, row: _Row, now_ms: int) -> int:
+        if row.status == "queued":
+            return now_ms + (QUEUED_MS if not row.unwatched_ms else min(QUEUED_MS, max(row.unwatched_ms // 4, 250)))
+        if row.deadline > now_ms:
+            return min(row.deadline, now_ms + self._lease_ms)
+        return now_ms + max(self._lease_ms // 5, 200)
+
+    async def _look_at(self, row: _Row, now_ms: int) -> None:
+        """One run that cannot be helped keeps no other from it."""
+        try:
+            if row.status == "queued":
+                await self._queued(row, now_ms)
+            elif row.deadline <= now_ms or row.deadline > now_ms + self._lease_ms:
+                await self._expired(row, now_ms)
+        except Exception as error:
+            if is_away(error):
+                raise
+            logger.exception("a run cannot be reaped", extra={"request_id": row.request_id})
+
+    def _calm(self, request_id: str) -> bool:
+        """Whether a lease that has run out means that its owner is gone (4.7)."""
+        calm_since = self._primaries.calm_since(request_id)
+        return asyncio.get_running_loop().time() - calm_since >= self._lease_ms / 1000
+
+    # -- running ---------------------------------------------------------------------------------------------
+
+    async def _expired(self, row: _Row, now_ms: int) -> None:
+        if not self._calm(row.request_id):
+            return
+        reply = await self._primaries.in_new_epoch(
+            row.request_id,
+            lambda replid: self._scripts.fence(
+                row.request_id,
+                lease_ms=self._lease_ms,
+                max_attempts=self._max_attempts,
+                max_run_ms=self._max_run_ms,
+                replid=replid,
+            ),
+        )
+        if reply.answer is Answer.OK:
+            attempt = int(reply.rest[0])
+            self._note("fenced", row, attempt=attempt)
+            await self._queue.enqueue(row.request_id, attempt, enqueues=0, now_ms=now_ms)
+        elif reply.answer in (Answer.SPENT, Answer.OVERDUE):
+            error, reason = _SPENT_OR_OVERDUE[reply.answer]
+            await self._close(row, error, reason, if_still=("deadline", reply.rest[0].decode()))
+
+    # -- queued ----------------------------------------------------------------------------------------------
+
+    async def _queued(self, row: _Row, now_ms: int) -> None:
+        # The key of a run outlives it, however long it waits.
+        await keep_key(self._redis, row.key, self._key_life_ms)
+        unchanged = ("enqueues", str(row.enqueues) if row.enqueues else "")
+        if row.started_at and now_ms >= row.started_at + self._max_run_ms:
+            await self._close(row, _OVERDUE, "timeout", if_still=unchanged)
+        elif await self._unwatched(row):
+            await self._close(row, Cancelled(reason="unwatched"), "cancelled", if_still=("watched_at", row.watched_at))
+        elif not await self._queue.holds(row.request_id, row.attempt + 1, row.enqueues):
+            if row.enqueues >= MAX_ENQUEUES:
+                await self._close(row, _NOT_STARTED, "not_started", if_still=unchanged)
+            else:
+                await self._enqueue_again(row, now_ms)
+
+    async def _enqueue_again(self, row: _Row, now_ms: int) -> None:
+        attempt = row.attempt + 1
+        reply = await self._scripts.requeue(row.request_id, attempt, row.enqueues)
+        if reply.answer is Answer.OK:
+            self._note("requeued", row, attempt=attempt, times=int(reply.rest[0]))
+            await self._queue.enqueue(row.request_id, attempt, enqueues=int(reply.rest[0]), now_ms=now_ms)
+
+    async def _unwatched(self, row: _Row) -> bool:
+        if not row.unwatched_ms:
+            return False
+        watch = self._watches.get(row.request_id)
+        if watch is None:
+            watch = self._watches[row.request_id] = Watch(row.unwatched_ms / 1000, self._lease_ms / 1000)
+        loop = asyncio.get_running_loop()
+        return watch.expired(
+            row.watched_at,
+            now=loop.time(),
+            age=max((self._primaries.now_ms() or row.created_at) - row.created_at, 0) / 1000,
+            calm_since=self._primaries.calm_since(row.request_id),
+        )
+
+    async def _close(
+        self, row: _Row, event: Error | Cancelled, reason: AttemptReason, *, if_still: tuple[str, str]
+    ) -> None:
+        if not self._calm(row.request_id):
+            return
+        reply = await self._closings.close(row.request_id, event, reason, if_still=if_still)
+        if reply.answer is Answer.OK:
+            self._note(f"closed_{event.code if isinstance(event, Error) else event.reason}", row)
+
+    def _note(self, done: str, row: _Row, **fields: int) -> None:
+        self.counts[done] += 1
+        logger.warning(
+            "reaped", extra={"request_id": row.request_id, "done": done, **fields, "count": self.counts[done]}
+        )
+
+    # -- what the index has lost -----------------------------------------------------------------------------
+
+    async def _scan(self) -> None:
+        """A slice of every shard's records, so that all have their turn within SCAN_SECONDS."""
+        for shard in await shards(self._redis):
+            await self._scan_slice(shard)
+
+    async def _scan_slice(self, shard: Shard) -> None:
+        share = self._tick / SCAN_SECONDS
+        count = max(int(await shard.redis.dbsize() * share * 2), 20)
+        cursor, names = await shard.redis.scan(self._scanning.get(shard.name, 0), match=keys.run("*"), count=count)
+        self._scanning[shard.name] = int(cursor)
+        request_ids = [keys.request_id_of(name.decode("ascii", "replace")) for name in names]
+        rows = await self._rows(request_ids) if request_ids else []
+        unfinished = [row.request_id for row in rows if row is not None and row.status in LIVE]
+        now_ms = self._primaries.now_ms()
+        if unfinished and now_ms is not None:
+            await self._leases.put_back(unfinished, now_ms)
+
+
+_SPENT_OR_OVERDUE: dict[Answer, tuple[Error, AttemptReason]] = {
+    Answer.SPENT: (_SPENT, "worker_lost"),
+    Answer.OVERDUE: (_OVERDUE, "timeout"),
+}
+
+
+def _row(request_id: str, values: list[bytes | None]) -> _Row | None:
+    text = dict(zip(_FIELDS, (value.decode("ascii") if value is not None else "" for value in values), strict=True))
+    if not text["status"]:
+        return None
+    numbers = {name: int(text[name] or 0) for name in _FIELDS if name not in ("status", "key", "watched_at")}
+    return _Row(request_id=request_id, status=text["status"], key=text["key"], watched_at=text["watched_at"], **numbers)
