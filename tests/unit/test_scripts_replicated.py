@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from broker.ids import EventId, new_request_id
-from broker.runs import keys, log
+from broker.runs import log
 from broker.runs.connections import NotReplicated, connect, is_away
 from broker.runs.scripts import Answer, Lease, Reply, Scripts, claim_key
 from tests.kit.checker import check_log
