@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_BYTES = 64 * 1024 * 1024
 """The most that a process keeps; beyond it the oldest are let go."""
-UNREPLICATED_SECONDS = 2.0
+UNREPLICATED_SECONDS = 1.0
 """How long a drain waits where there is no replica: until what was written is on the disk."""
 _TICK_SECONDS = 0.5
 _AT_ONCE = 16
