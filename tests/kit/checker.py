@@ -1,35 +1,26 @@
-"""The pure checker: what must hold for every log, and for what a reader saw of it."""
+"""The pure checker: what must hold for every log, for what a reader saw of it, and for a whole history."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from broker.events import TERMINAL, Entry
+from broker.events import Entry
 from broker.fold import fold
-from broker.ids import START, EventId
+from broker.ids import EventId
+from tests.kit.findings import STATUS_OF, Exempt, Finding, of_log, of_pages, of_poll, of_reading, of_text
+from tests.kit.history import History
 from tests.kit.sse import Event
+
+# -- one log, one reader, one poll: for tests that have a few ----------------------------------------------------
 
 
 def check_log(entries: Sequence[Entry], *, finished: bool = True) -> None:
     """P3, P7: contiguous and rising ids, `start` first, each epoch begins with `attempt`, one terminal, the last."""
-    assert entries, "an empty log"
-    assert entries[0].type == "start", f"the log begins with {entries[0].type}"
-    previous = START
-    for entry in entries:
-        expected = previous.seq + 1 if entry.id.epoch == previous.epoch else 1
-        assert entry.id.epoch >= previous.epoch, f"{entry.id} after {previous}: falls"
-        assert entry.id.seq == expected, f"{entry.id} after {previous}: a gap or a double"
-        if entry.id.seq == 1 and entry.id.epoch > 0:
-            assert entry.type == "attempt", f"epoch {entry.id.epoch} begins with {entry.type}"
-        previous = entry.id
-        json.loads(entry.data)
-    terminals = [entry.id for entry in entries if entry.type in TERMINAL]
-    if finished:
-        assert terminals == [entries[-1].id], f"terminals {terminals}, the log ends at {entries[-1].id}"
-    else:
-        assert not terminals, f"an unfinished log with {terminals}"
+    findings = list(of_log(entries, finished=finished))
+    assert not findings, findings
 
 
 def entries_of(events: Sequence[Event]) -> list[Entry]:
@@ -58,33 +49,142 @@ def surviving_text(entries: Sequence[Entry]) -> str:
 
 
 def check_poll(run: Mapping[str, Any], log: Sequence[Entry]) -> None:
-    """P23: the polled run is the folded stream. Written out here, so that a fold that errs is not its own judge."""
-    survivors: list[Entry] = []
-    for entry in log:
-        if entry.type == "attempt":
-            resume_from = EventId.parse(json.loads(entry.data)["resume_from"])
-            survivors = [kept for kept in survivors if kept.id <= resume_from]
-        else:
-            survivors.append(entry)
-    text = "".join(json.loads(entry.data)["text"] for entry in survivors if entry.type == "token")
-    has_text = any(entry.type == "token" for entry in survivors)
-    end = survivors[-1]
-    said: dict[str, Any] = json.loads(end.data) if end.type in TERMINAL else {}
-    status = {"final": "completed", "error": "failed", "cancelled": "cancelled"}.get(end.type)
-    answer = said.get("answer")
-    if answer is None:
-        answer = text if has_text else None
-    if status is None:
-        assert run["status"] in ("queued", "running"), run["status"]
-    else:
-        assert run["status"] == status, f"{run['status']}, but the log ends with {end.type}"
-    assert (run["finished_at"] is not None) == (status is not None)
-    assert run["last_event_id"] == str(log[-1].id), f"{run['last_event_id']}, but the log ends at {log[-1].id}"
-    assert run["answer"] == answer, f"polled {run['answer']!r}, streamed {answer!r}"
-    assert run["citations"] == said.get("citations", [])
-    assert run["usage"] == said.get("usage", {})
-    assert run["error"] == (said if end.type == "error" else None)
-    start = json.loads(log[0].data)
-    assert (run["request_id"], run["session_id"]) == (start["request_id"], start["session_id"])
-    attempts = [json.loads(entry.data)["attempt"] for entry in log if entry.type == "attempt"]
-    assert run["attempt"] == max(attempts, default=0), f"attempt {run['attempt']}, in the log {attempts}"
+    """P23: the polled run is the folded stream."""
+    findings = list(of_poll(run, log))
+    assert not findings, findings
+
+
+# -- a whole history ---------------------------------------------------------------------------------------------
+
+
+class Violation(NamedTuple):
+    kind: str
+    """lost, doubled, reordered, foreign, altered, after the end, terminal, fold, restarted, false end, turned away,
+    missing, unfinished, poll, page, text or twins.
+    """
+    request_id: str
+    reader: str
+    """"" where it is not one reader's."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join(filter(None, [self.request_id, self.reader]))}): {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """What a test's faults excuse. Each is excused only where the test says so (PROTOCOL 7)."""
+
+    rolled_back: bool = False
+    """Redis lost entries that it had acknowledged: a failover, a cut append-only file. Readers may have seen them if
+    they were told of a rewind or of a lost cursor since, and a run that had ended may have been under way again.
+    """
+    lost_closings: Collection[str] = ()
+    """Runs whose closing a failover took in one of the ways of PROTOCOL 7: who saw it may differ from the log."""
+    lost_runs: Collection[str] = ()
+    """Accepted with BROKER_DURABILITY=fast, and lost together with the primary (5.3)."""
+    lost_keys: bool = False
+    """A failover took an idempotency key: a query may have two runs."""
+    erased: Collection[str] = ()
+    """Runs that the test has deleted."""
+    unfinished: Collection[str] = ()
+    """Runs whose end the test did not wait for."""
+
+    def of(self, request_id: str) -> Exempt:
+        return Exempt(
+            rolled_back=self.rolled_back,
+            lost_closing=request_id in self.lost_closings,
+            missing=request_id in self.lost_runs or request_id in self.erased,
+            unfinished=request_id in self.unfinished,
+        )
+
+
+NOTHING = Allowed()
+
+
+def check(
+    history: History,
+    logs: Mapping[str, Sequence[Entry]],
+    polls: Mapping[str, Mapping[str, Any] | None],
+    *,
+    allowed: Allowed = NOTHING,
+    pages: Mapping[str, Sequence[tuple[Entry, bool]]] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> list[Violation]:
+    """Judges a whole history (P1 to P3, P7 to P11, P23).
+
+    `logs` and `polls` are of the end; a run that is not there is an empty log and None. `pages` are the entries as GET
+    /events gave them, each with its `void`; `texts` are what the surviving tokens of the runs must say.
+    """
+    found: list[Violation] = []
+    readings = list(history.readings.values())
+    known = {submit.request_id for submit in history.submits} | {reading.request_id for reading in readings}
+    for request_id in sorted((known | set(logs) | set(polls)) - {""}):
+        log, exempt = logs.get(request_id, ()), allowed.of(request_id)
+        found += _violations(request_id, "", _of_run(request_id, log, polls.get(request_id), exempt))
+        found += _violations(request_id, "", _over_time(request_id, history, polls.get(request_id), exempt))
+        if log and pages is not None:
+            found += _violations(request_id, "", of_pages(pages.get(request_id, ()), log))
+        if log and texts is not None and request_id in texts:
+            found += _violations(request_id, "", of_text(texts[request_id], log))
+    for reading in readings:
+        findings = of_reading(reading, logs.get(reading.request_id, ()), allowed.of(reading.request_id))
+        found += _violations(reading.request_id, reading.name, findings)
+    if not allowed.lost_keys:
+        found += _twins(history)
+    return found
+
+
+def _violations(request_id: str, reader: str, findings: Iterable[Finding]) -> Iterator[Violation]:
+    """One of each kind, which tells the first few."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, text in findings:
+        by_kind.setdefault(kind, []).append(text)
+    for kind, texts in by_kind.items():
+        more = [f"{len(texts) - 4} more"] if len(texts) > 4 else []
+        yield Violation(kind, request_id, reader, "; ".join([*texts[:4], *more]))
+
+
+def _of_run(request_id: str, log: Sequence[Entry], run: Mapping[str, Any] | None, exempt: Exempt) -> Iterator[Finding]:
+    """P2, P3, P7, P23."""
+    if not log or run is None:
+        if not exempt.missing:
+            yield Finding("missing", f"{len(log)} entries in the log, the poll says {run}")
+        return
+    findings = list(of_log(log, finished=not exempt.unfinished or log[-1].terminal))
+    yield from findings
+    if not any(finding.kind == "altered" for finding in findings):
+        if json.loads(log[0].data).get("request_id") != request_id:
+            yield Finding("foreign", f"the log's start is {log[0].data}")
+        yield from of_poll(run, log)
+
+
+def _over_time(request_id: str, history: History, last: Mapping[str, Any] | None, exempt: Exempt) -> Iterator[Finding]:
+    """A run that has ended stays as it is, and one that was accepted is there."""
+    ended: dict[str, Any] | None = None
+    for at, polled, run in history.polls:
+        if polled != request_id:
+            continue
+        if run is None:
+            if not exempt.missing:
+                yield Finding("missing", f"a poll at {at} s found nothing")
+        elif run["status"] in STATUS_OF.values():
+            if last is not None and not exempt.lost_closing and _end_of(run) != _end_of(last):
+                yield Finding("poll", f"{_end_of(run)} at {at} s, and {_end_of(last)} in the end")
+            ended = run
+        elif ended is not None and not exempt.rolled_back:
+            yield Finding("poll", f"{run['status']} at {at} s, after it had {ended['status']}")
+
+
+def _end_of(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run["status"], run["last_event_id"], run["answer"]
+
+
+def _twins(history: History) -> Iterator[Violation]:
+    """P1: one run for each key."""
+    ids: dict[str, set[str]] = {}
+    for submit in history.submits:
+        ids.setdefault(submit.key, set()).add(submit.request_id)
+    for key, same in ids.items():
+        if len(same) > 1:
+            yield Violation("twins", min(same), "", f"{key!r} has the runs {sorted(same)}")
