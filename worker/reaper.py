@@ -16,8 +16,10 @@ from typing import NamedTuple
 from broker.events import AttemptReason, Cancelled, Error
 from broker.runs import keys
 from broker.runs.connections import is_away
+from broker.runs.leases import FORGET_MS
+from broker.runs.queue import job_id
 from broker.runs.record import FINISHED, LIVE
-from broker.runs.scripts import Answer, keep_key
+from broker.runs.scripts import Answer
 from broker.runs.shards import Shard, shards
 from worker.parts import Parts
 from worker.unwatched import Watch
@@ -27,10 +29,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 BATCH = 200
 """Runs that are looked at in one go."""
-FORGET_MS = 120_000
-"""An entry of the index is removed so long after the end of its run: until then a failover may take the end back."""
-QUEUED_MS = 10_000
-"""How often a queued run is looked at."""
+QUEUED_MS = (10_000, 300_000)
+"""How often a queued run is looked at: less often, the longer it has waited."""
 MAX_ENQUEUES = 5
 SCAN_SECONDS = 600.0
 """All records are looked at once in this time: an index that was lost is made whole from them."""
@@ -124,9 +124,11 @@ class Reaper:
             # Before anything is done: what dies half-way is looked at again.
             await self._leases.put(later)
             await self._leases.remove(ended)
-            for row in rows:
-                if row is not None and row.status in LIVE:
-                    await self._look_at(row, due.now_ms)
+            live = [row for row in rows if row is not None and row.status in LIVE]
+            for row in live:
+                if row.status == "running":
+                    await self._guarded(row, self._expired(row, due.now_ms))
+            await self._look_at_queued([row for row in live if row.status == "queued"], due.now_ms)
             if len(due.request_ids) < BATCH:
                 return
 
@@ -134,9 +136,11 @@ class Reaper:
         async with self._redis.pipeline(transaction=False) as pipe:
             for request_id in request_ids:
                 pipe.hmget(keys.run(request_id), _FIELDS)
-            return [
-                _row(request_id, values) for request_id, values in zip(request_ids, await pipe.execute(), strict=True)
-            ]
+            found = await pipe.execute(raise_on_error=False)
+        for values in found:
+            if isinstance(values, Exception) and is_away(values):
+                raise values
+        return [_row(request_id, values) for request_id, values in zip(request_ids, found, strict=True)]
 
     def _forgettable(self, request_id: str, row: _Row | None, now_ms: int) -> bool:
         if row is not None and row.finished_at:
@@ -152,18 +156,18 @@ class Reaper:
 
     def _next_look(self, row: _Row, now_ms: int) -> int:
         if row.status == "queued":
-            return now_ms + (QUEUED_MS if not row.unwatched_ms else min(QUEUED_MS, max(row.unwatched_ms // 4, 250)))
+            least, most = QUEUED_MS
+            waited = 0 if row.attempt or row.enqueues else now_ms - row.created_at
+            wait = min(max(least, waited // 2), most)
+            return now_ms + (min(wait, max(row.unwatched_ms // 4, 250)) if row.unwatched_ms else wait)
         if row.deadline > now_ms:
             return min(row.deadline, now_ms + self._lease_ms)
         return now_ms + max(self._lease_ms // 5, 200)
 
-    async def _look_at(self, row: _Row, now_ms: int) -> None:
+    async def _guarded(self, row: _Row, work: Awaitable[None]) -> None:
         """One run that cannot be helped keeps no other from it."""
         try:
-            if row.status == "queued":
-                await self._queued(row, now_ms)
-            elif row.deadline <= now_ms or row.deadline > now_ms + self._lease_ms:
-                await self._expired(row, now_ms)
+            await work
         except Exception as error:
             if is_away(error):
                 raise
@@ -177,7 +181,8 @@ class Reaper:
     # -- running ---------------------------------------------------------------------------------------------
 
     async def _expired(self, row: _Row, now_ms: int) -> None:
-        if not self._calm(row.request_id):
+        late = row.deadline <= now_ms or row.deadline > now_ms + self._lease_ms
+        if not late or not self._calm(row.request_id):
             return
         reply = await self._primaries.in_new_epoch(
             row.request_id,
@@ -199,15 +204,24 @@ class Reaper:
 
     # -- queued ----------------------------------------------------------------------------------------------
 
-    async def _queued(self, row: _Row, now_ms: int) -> None:
-        # The key of a run outlives it, however long it waits.
-        await keep_key(self._redis, row.key, self._key_life_ms)
-        unchanged = ("enqueues", str(row.enqueues) if row.enqueues else "")
+    async def _look_at_queued(self, rows: list[_Row], now_ms: int) -> None:
+        if not rows:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for row in rows:  # a run's key outlives it, however long it waits
+                pipe.pexpire(row.key, self._key_life_ms)
+            await pipe.execute()
+        there = await self._queue.holds([job_id(row.request_id, row.attempt + 1, row.enqueues) for row in rows])
+        for row, held in zip(rows, there, strict=True):
+            await self._guarded(row, self._queued(row, held, now_ms))
+
+    async def _queued(self, row: _Row, held: bool, now_ms: int) -> None:
+        unchanged = ("enqueues", str(row.enqueues))
         if row.started_at and now_ms >= row.started_at + self._max_run_ms:
             await self._close(row, _OVERDUE, "timeout", if_still=unchanged)
         elif await self._unwatched(row):
             await self._close(row, Cancelled(reason="unwatched"), "cancelled", if_still=("watched_at", row.watched_at))
-        elif not await self._queue.holds(row.request_id, row.attempt + 1, row.enqueues):
+        elif not held:
             if row.enqueues >= MAX_ENQUEUES:
                 await self._close(row, _NOT_STARTED, "not_started", if_still=unchanged)
             else:
@@ -275,9 +289,16 @@ _SPENT_OR_OVERDUE: dict[Answer, tuple[Error, AttemptReason]] = {
 }
 
 
-def _row(request_id: str, values: list[bytes | None]) -> _Row | None:
-    text = dict(zip(_FIELDS, (value.decode("ascii") if value is not None else "" for value in values), strict=True))
+def _row(request_id: str, values: list[bytes | None] | Exception) -> _Row | None:
+    """None for what is not a record: missing, or nothing that we wrote."""
+    try:
+        if isinstance(values, Exception):
+            raise ValueError from values
+        text = dict(zip(_FIELDS, (value.decode("ascii") if value is not None else "" for value in values), strict=True))
+        numbers = {name: int(text[name] or 0) for name in _FIELDS if name not in ("status", "key", "watched_at")}
+    except ValueError:
+        logger.exception("a record cannot be read", extra={"request_id": request_id})
+        return None
     if not text["status"]:
         return None
-    numbers = {name: int(text[name] or 0) for name in _FIELDS if name not in ("status", "key", "watched_at")}
     return _Row(request_id=request_id, status=text["status"], key=text["key"], watched_at=text["watched_at"], **numbers)

@@ -13,6 +13,7 @@ from typing import Any
 from broker.events import TERMINAL, AttemptReason, Cancelled, Error
 from broker.runs import keys
 from broker.runs.connections import connect, is_away, until_answered
+from broker.runs.leases import FORGET_MS
 from broker.runs.record import FINISHED
 from broker.runs.scripts import Answer, Lease, Reply, keep_key
 from broker.runs.subscriber import Subscriber
@@ -20,7 +21,6 @@ from worker.agent import Agent, Run
 from worker.attempt import HANDED_OVER, LOST, Outcome, execute
 from worker.parts import Parts
 from worker.publisher import Limits, Publisher
-from worker.reaper import FORGET_MS
 from worker.unwatched import Watch
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class Runner:
                     )
             except Exception as error:
                 if not is_away(error):
-                    raise
+                    logger.exception("a run's readers cannot be counted", extra={"request_id": request_id})
                 primaries.disturbed()
 
     def _make_run(self, lease: Lease) -> Run:

@@ -13,6 +13,9 @@ from redis.asyncio import Redis
 
 from broker.runs import keys
 
+FORGET_MS = 120_000
+"""An entry is removed so long after the end of its run: until then a failover may take the end back."""
+
 
 class Due(NamedTuple):
     request_ids: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -57,14 +58,14 @@ class Queue:
             added, _, _ = await pipe.execute()
         return bool(added)
 
-    async def holds(self, request_id: str, attempt: int, enqueues: int) -> bool:
-        """Whether the job of this enqueue is still there."""
-        job = job_id(request_id, attempt, enqueues)
+    async def holds(self, jobs: Sequence[str]) -> list[bool]:
+        """Whether each job, by its id, is still there."""
         async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.exists(job_key_prefix + job)
-            pipe.zscore(keys.QUEUE, job)
-            there, score = await pipe.execute()
-        return bool(there) and score is not None
+            for job in jobs:
+                pipe.exists(job_key_prefix + job)
+                pipe.zscore(keys.QUEUE, job)
+            found = await pipe.execute()
+        return [bool(there) and score is not None for there, score in zip(found[::2], found[1::2], strict=True)]
 
     async def take(self, job: str) -> None:
         """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot."""

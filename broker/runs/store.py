@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Iterable
@@ -213,9 +214,10 @@ class Runs:
             raise RunNotFound
 
     async def met(self, request_ids: Iterable[str]) -> None:
-        """Unfinished runs that somebody has met: a reaper shall know of them (PROTOCOL 4.2)."""
+        """Unfinished runs that somebody has met: a reaper shall know of them (PROTOCOL 4.2). It may fail, in silence:
+        they will be met again."""
         if (now_ms := self._primaries.now_ms()) is not None:
-            with unavailable():
+            with contextlib.suppress(Unavailable), unavailable():
                 await self._leases.put_back(request_ids, now_ms)
 
     async def watched(self, request_id: str) -> None:

@@ -15,5 +15,5 @@ for i = 6, #ARGV do
 end
 local last, bytes = write('0-0', 0, 1, {'start', ARGV[5]})
 redis.call('HSET', RUN, 'status', 'queued', 'attempt', 0, 'epoch', 0, 'token', '', 'end', last, 'events', 1,
-  'bytes', bytes, 'claimed_at', ARGV[3], 'created_at', int(time), unpack(fields))
+  'bytes', bytes, 'enqueues', 0, 'claimed_at', ARGV[3], 'created_at', int(time), unpack(fields))
 return {'CREATED', last, 'queued', 0}
