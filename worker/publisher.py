@@ -86,6 +86,10 @@ class Publisher:
         """How often something was gone from the log, and was appended again."""
 
     @property
+    def request_id(self) -> str:
+        return self._lease.request_id
+
+    @property
     def stopped(self) -> Stopped | None:
         return self._stopped
 

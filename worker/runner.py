@@ -37,7 +37,8 @@ class Runner:
         self._agents = agents
         self._limits = Limits(lease_ms=parts.lease_ms, retention_ms=parts.retention_ms)
         self._stops: dict[str, set[asyncio.Future[str]]] = {}
-        self._publishers: dict[str, Publisher] = {}
+        self._publishers: set[Publisher] = set()
+        """Of one run there may be two, when this worker was fenced and has not heard of it yet."""
         self._ended: list[str] = []
         self._controls = Subscriber(connect(parts.settings.redis_url, connections=1), on_message=self._control)
         parts.primaries.on_change = self._renew
@@ -61,7 +62,7 @@ class Runner:
 
     def _renew(self) -> None:
         """A primary is another one, or is back: what it lost is found at once."""
-        for publisher in self._publishers.values():
+        for publisher in self._publishers:
             publisher.renew()
 
     def _control(self, channel: str, payload: bytes) -> None:
@@ -86,7 +87,7 @@ class Runner:
                 continue
             ended, self._ended = self._ended, []
             scores = dict.fromkeys(ended, now_ms + FORGET_MS)
-            scores |= dict.fromkeys(self._publishers, now_ms + self._limits.lease_ms)
+            scores |= {publisher.request_id: now_ms + self._limits.lease_ms for publisher in self._publishers}
             try:
                 await self._parts.leases.put(scores)
             except Exception as error:  # the reaper will see for itself
@@ -163,11 +164,11 @@ class Runner:
         publisher = Publisher(self._parts.scripts, lease, self._limits, self._parts.primaries)
         agent = self._agents.get(name) or _unknown_agent
         watching = asyncio.create_task(self._watch(lease)) if lease.record["unwatched_ms"] else None
-        self._publishers[lease.request_id] = publisher
+        self._publishers.add(publisher)
         try:
             outcome = await execute(lease, agent, publisher, run, stop)
         finally:
-            del self._publishers[lease.request_id]
+            self._publishers.discard(publisher)
             if watching is not None:
                 watching.cancel()
         logger.info(

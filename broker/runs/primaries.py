@@ -27,6 +27,7 @@ SETTLE_SECONDS = 5.0
 TAIL_SECONDS = 30.0
 """Without a replica: what a primary has had for so long is on its disk."""
 CLOCK_JUMP_SECONDS = 1.0
+_AGAIN_SECONDS = 0.1
 
 
 @dataclass
@@ -104,6 +105,7 @@ class Primaries:
             reply = await call(await self.settled(request_id))
             if reply.answer is not Answer.UNSETTLED:
                 return reply
+            await asyncio.sleep(_AGAIN_SECONDS)
             await self.look()
 
     def covered(self, request_id: str) -> float:
