@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,30 @@ async def checkpoints(run: Run) -> Events:
         yield Token(text=f"{n} ")
         yield Checkpoint(state={"done": n + 1})
         await asyncio.sleep(run.parameters.get("pause", 0))
+
+
+async def steps(run: Run) -> Events:
+    """`count` tokens, each with the attempt that wrote it: "2:17 " is the second attempt's; `pause` after each.
+
+    Says first what it was restored to. With `every` it yields a checkpoint after so many tokens, and goes on after the
+    last one that survived. Its `finally` leaves a file `mark`.<attempt>, where one is named.
+    """
+    yield Data(name="restored", value=run.restored)
+    every = run.parameters.get("every")
+    try:
+        for n in range((run.restored or {"done": 0})["done"], run.parameters["count"]):
+            yield Token(text=f"{run.attempt}:{n} ")
+            if every and n % every == every - 1:
+                yield Checkpoint(state={"done": n + 1})
+            await asyncio.sleep(run.parameters.get("pause", 0))
+    finally:
+        if run.parameters.get("mark"):
+            Path(f"{run.parameters['mark']}.{run.attempt}").write_text("closed")
+
+
+async def kills(run: Run) -> Events:
+    """Kills its worker, as an agent that takes all memory does, in the first `times` attempts."""
+    yield Token(text=f"{run.attempt} ")
+    if run.attempt <= run.parameters.get("times", 100):
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -54,6 +54,8 @@ AGENTS = (
     "misbehaves",
     "coroutine",
     "checkpoints",
+    "steps",
+    "kills",
 )
 
 

@@ -16,8 +16,10 @@ from broker.runs.scripts import source
 
 T = TypeVar("T")
 Command = list[bytes]
-Fate = Literal["passes", "lost before", "lost after"]
-"""Of a command: it passes, or its connection is reset before it reached Redis, or in place of its reply."""
+Fate = Literal["passes", "lost before", "lost after", "struck before", "struck after"]
+"""Of a command: it passes, or its connection is reset before it reached Redis, or in place of its reply. A strike does
+something else beside that.
+"""
 
 
 def script_sha(name: str) -> bytes:
@@ -63,6 +65,10 @@ class Proxy:
         """Replies of them that were lost."""
         self.torn = 0
         """Connections that were reset since `reset_at_random`."""
+        self._strikes: Callable[[Command], bool] | None = None
+        self._strike: Fate = "struck after"
+        self._action: Callable[[], None] = lambda: None
+        self._nth = 0
         listener = socket.create_server(("127.0.0.1", listen), backlog=1024)
         self.port: int = listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
@@ -141,6 +147,16 @@ class Proxy:
         self._every, self._before = every, before
         self._matches = matches
 
+    def strike(
+        self, nth: int, action: Callable[[], None], *, matches: Callable[[Command], bool] = any, before: bool = False
+    ) -> None:
+        """Of the commands that match, the `nth` from now on is lost with its connection, and `action` is called, in the
+        proxy's thread: in place of the reply, or with `before` in place of the command, which Redis never sees then.
+        """
+        self._nth, self._action = nth, action
+        self._strike = "struck before" if before else "struck after"
+        self._strikes = matches
+
     def reset_at_random(self, chance: random.Random, share: float) -> None:
         """Each command, and each piece of what passes through, is lost with this probability: its connection is reset.
 
@@ -151,7 +167,7 @@ class Proxy:
 
     def heal(self) -> None:
         """No fault any more."""
-        self._matches, self._delay, self._refusing, self._share = None, 0.0, False, 0.0
+        self._matches, self._strikes, self._delay, self._refusing, self._share = None, None, 0.0, False, 0.0
         self.resume()
 
     def close(self) -> None:
@@ -217,11 +233,15 @@ class Proxy:
                 upstream.write(raw)
                 return
             fate = self._fate(command)
-            if fate == "lost before":
+            if fate == "struck before":
+                self._action()
+            if fate in ("lost before", "struck before"):
                 raise ConnectionResetError
             upstream.write(raw)
             reply = await _reply(upstream_reader)
-            if fate == "lost after":
+            if fate == "struck after":
+                self._action()
+            if fate in ("lost after", "struck after"):
                 raise ConnectionResetError
             if self._delay:
                 await asyncio.sleep(self._delay)
@@ -235,6 +255,10 @@ class Proxy:
             if self.matched % self._every == 0:
                 self.swallowed += 1
                 return "lost before" if self._before else "lost after"
+        if self._strikes is not None and self._strikes(command):
+            self._nth -= 1
+            if self._nth == 0:
+                return self._strike
         if self._is_torn():
             return self._chance.choice(("lost before", "lost after"))
         return "passes"

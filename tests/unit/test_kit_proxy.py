@@ -124,3 +124,20 @@ def test_a_raw_proxy_passes_any_bytes_and_both_ends_of_them() -> None:
                 got += part
         thread.join(10)
     assert got == reply
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_strike_hits_the_nth_command_that_matches_and_no_other(proxy: Proxy, before: bool) -> None:
+    struck = list[str]()
+    proxy.strike(3, lambda: struck.append("now"), matches=lambda command: command[0] == b"INCRBY", before=before)
+    with client_of(proxy) as client:
+        for _ in range(2):
+            client.get("n")
+            client.incr("n")
+        assert not struck
+        with pytest.raises(redis.exceptions.ConnectionError):
+            client.incr("n")
+        assert struck == ["now"]
+        assert client.get("n") == (b"2" if before else b"3")
+        client.incr("n")
+        assert struck == ["now"]
