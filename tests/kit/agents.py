@@ -220,3 +220,25 @@ async def kills(run: Run) -> Events:
     if run.attempt <= run.parameters.get("times", 100):
         await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def numbered(run: str, n: int) -> str:
+    """The n-th token of a run: what is lost, doubled or another run's is seen in the text."""
+    return f"{run[:8]}:{n} "
+
+
+async def chatter(run: Run) -> Events:
+    """`count` numbered tokens, `pause` seconds after each. A later attempt begins again."""
+    for n in range(run.parameters["count"]):
+        yield Token(text=numbered(run.request_id, n))
+        await asyncio.sleep(run.parameters.get("pause", 0))
+
+
+async def stepper(run: Run) -> Events:
+    """The same with a checkpoint after each `every`, from the last of which a later attempt goes on."""
+    every = run.parameters.get("every", 5)
+    for n in range((run.restored or {"done": 0})["done"], run.parameters["count"]):
+        yield Token(text=numbered(run.request_id, n))
+        if n % every == every - 1:
+            yield Checkpoint(state={"done": n + 1})
+        await asyncio.sleep(run.parameters.get("pause", 0))

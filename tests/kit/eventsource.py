@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable
 from typing import Literal
 from urllib.parse import urlsplit
 
 from tests.kit import sse
 
-Ending = Literal["finished", "cut"]
+Ending = Literal["finished", "cut", "left"]
+SMALL_BUFFER = 4096
 
 
 class Stream:
-    """One connection, read in the background as it comes."""
+    """One connection, read in the background as it comes.
 
-    def __init__(self, parser: sse.EventStream | None = None) -> None:
+    `heard` is called with each event. After `budget` bytes of the body the stream leaves, wherever that is. With a
+    `pause` it reads a few kilobytes, waits for so many seconds, and so on.
+    """
+
+    def __init__(
+        self,
+        parser: sse.EventStream | None = None,
+        *,
+        heard: Callable[[sse.Event], None] | None = None,
+        budget: int | None = None,
+        pause: float = 0,
+    ) -> None:
         self.parser = parser or sse.EventStream()
+        self._heard = heard
+        self._budget = budget
+        self._pause = pause
         self.status = 0
         self.headers: dict[str, str] = {}
         self.events: list[sse.Event] = []
         self.body = bytearray()
         """Without the chunks' framing."""
         self.opened_at = 0.0
+        self.fed_at = 0.0
+        """When bytes came last."""
         self.ended_at = 0.0
         self.ending: Ending | None = None
-        """`finished`: the body ended as its framing says; `cut`: the connection ended before."""
+        """`finished`: the body ended as its framing says; `cut`: the connection did before; `left`: the budget did."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -35,7 +53,7 @@ class Stream:
     ) -> Stream:
         """Returns when the reply's head is there. Raises OSError or EOFError where none comes."""
         parts = urlsplit(url)
-        reader, self._writer = await asyncio.open_connection(parts.hostname, parts.port)
+        reader, self._writer = await self._connect(str(parts.hostname), parts.port)
         try:
             lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc}", "Accept: text/event-stream"]
             lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -49,15 +67,33 @@ class Stream:
         self.status = int(head[0].split(" ")[1])
         pairs = [line.partition(":") for line in head[1:] if line]
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
-        self.opened_at = asyncio.get_running_loop().time()
+        self.opened_at = self.fed_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._read(reader))
         return self
+
+    async def _connect(self, host: str, port: int | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not self._pause:
+            return await asyncio.open_connection(host, port)
+        sock = socket.socket()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        except BaseException:
+            sock.close()
+            raise
+        return await asyncio.open_connection(sock=sock, limit=SMALL_BUFFER)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             if self.headers.get("transfer-encoding") == "chunked":
                 while size := int(await reader.readuntil(b"\r\n"), 16):
                     self._feed((await reader.readexactly(size + 2))[:-2])
+                    if self._budget is not None and len(self.body) >= self._budget:
+                        self.ending = "left"
+                        return
+                    if self._pause:
+                        await asyncio.sleep(self._pause)
                 await reader.readexactly(2)
             else:
                 self._feed(await reader.readexactly(int(self.headers.get("content-length", 0))))
@@ -69,9 +105,16 @@ class Stream:
             await self._close_writer()
 
     def _feed(self, data: bytes) -> None:
+        if self._budget is not None:
+            data = data[: max(self._budget - len(self.body), 0)]
         self.body += data
+        self.fed_at = asyncio.get_running_loop().time()
         if self.headers.get("content-type", "").startswith("text/event-stream"):
-            self.events += self.parser.feed(data)
+            events = self.parser.feed(data)
+            self.events += events
+            if self._heard is not None:
+                for event in events:
+                    self._heard(event)
 
     @property
     def comments(self) -> list[str]:
@@ -91,6 +134,12 @@ class Stream:
         await self.until(lambda: self.ending is not None, seconds)
         assert self.ending is not None
         return self.ending
+
+    async def ends(self, within: float) -> bool:
+        """Whether it ends within so many seconds."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=within)
+        return self.ending is not None
 
     async def close(self) -> None:
         if self._task is not None:

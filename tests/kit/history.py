@@ -45,7 +45,9 @@ class Reading:
     """With which it began."""
     connections: list[Connection] = field(default_factory=list)
     end: str = ""
-    """Why it reads no more: `terminal`, `gone`, or the status that turned it away. "" where the test ended first."""
+    """Why it reads no more: `terminal` and `204` have it all, `gone` and `404` miss the run, another status turned it
+    away. "" where the test ended first.
+    """
 
     @property
     def frames(self) -> list[Frame]:
@@ -94,8 +96,10 @@ class History:
         return history
 
     def close(self) -> None:
+        """Of its file; what comes now is kept in memory only."""
         if self._file is not None:
             self._file.close()
+            self._file = None
 
     @property
     def now(self) -> float:

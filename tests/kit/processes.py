@@ -56,6 +56,8 @@ AGENTS = (
     "checkpoints",
     "steps",
     "kills",
+    "chatter",
+    "stepper",
 )
 
 
