@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.errors import Misconfigured
+from broker.redis_url import parse as parse_redis_url
 
 MIN_SECRET_BYTES = 32
 LONGEST_RETRY_SECONDS = 3.0
@@ -93,15 +94,19 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url", "queue_redis_url")
     @classmethod
-    def _redis_scheme(cls, value: str | None) -> str | None:
+    def _redis_urls_are_ours(cls, value: str | None) -> str | None:
         if value is not None:
-            if not value.startswith(("redis://", "rediss://", "unix://", "fakeredis://")):
-                raise ValueError("use redis://, rediss:// or unix://")
-            try:
-                _ = urlsplit(value).port
-            except ValueError:  # which would quote the URL, and so its password
-                raise ValueError("this is no URL of a Redis, such as redis://127.0.0.1:6379") from None
+            parse_redis_url(value)
         return value
+
+    @model_validator(mode="after")
+    def _queue_is_not_on_a_cluster(self) -> Settings:
+        if parse_redis_url(self.queue_url).kind == "cluster":
+            raise ValueError(
+                "BROKER_QUEUE_REDIS_URL must be set to a Redis of its own, redis://… or redis+sentinel://…: "
+                "the queue cannot be on a Cluster."
+            )
+        return self
 
     @model_validator(mode="after")
     def _default_agent_exists(self) -> Settings:

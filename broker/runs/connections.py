@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar, cast
 
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -25,7 +27,10 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from broker.errors import Unavailable
+from broker.errors import Misconfigured, Unavailable
+from broker.redis_url import parse
+from broker.runs.pool import Cancellable, Pool, Tcp, Tls, Unix, tls_context
+from broker.runs.sentinel import ElectedTcp, ElectedTls, Sentinels
 
 logger = logging.getLogger(__name__)
 
@@ -45,73 +50,60 @@ AWAY = (
     BusyLoadingError,
     ReadOnlyError,
     OutOfMemoryError,
+    AskError,  # and MovedError, which is one: a run that has just moved to another primary
     TryAgainError,
     ClusterDownError,
+    NoScriptError,  # it was loaded, but the primary is another one meanwhile
     OSError,
 )
 """Redis cannot answer now; the same call may succeed later."""
 
 
 def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redis:
-    """A client over at most `connections` connections; a caller waits up to `wait` seconds for a free one."""
+    """A client over at most `connections` connections; a caller waits up to `wait` seconds for a free one.
+
+    Raises Misconfigured where the URL's certificates cannot be used.
+    """
     if url.startswith("fakeredis://"):
         return _fake(url)
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=wait,
-        socket_timeout=SOCKET_TIMEOUT,
-        socket_connect_timeout=SOCKET_TIMEOUT,
-        **({} if url.startswith("unix://") else {"socket_keepalive": True}),
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        client_name="stream-broker",
-    )
-    pool.connection_class = _CANCELLABLE[pool.connection_class]
-    return Redis.from_pool(pool)
+    where = parse(url)
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": SOCKET_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "client_name": "stream-broker",
+        **parse_url(where.plain),
+    }
+    kind = _CANCELLABLE[options.pop("connection_class", Connection)]
+    if kind is not Unix:
+        options["socket_keepalive"] = True
+    if kind is Tls:
+        options["context"] = _tls_context(options)
+    pool: dict[str, Any] = {"max_connections": connections, "timeout": wait}
+    if where.kind == "sentinel":
+        own = {"username": where.sentinel_username, "password": where.sentinel_password}
+        asking = {name: value for name, value in options.items() if name not in ("host", "port", "db")} | own
+        sentinels = Sentinels(where.nodes, where.master, kind, **asking)
+        elected = ElectedTls if kind is Tls else ElectedTcp
+        return Redis.from_pool(Pool(connection_class=elected, sentinels=sentinels, **pool, **options))
+    return Redis.from_pool(Pool(connection_class=kind, **pool, **options))
 
 
-class _Cancellable(AbstractConnection if TYPE_CHECKING else object):  # type: ignore[misc]
-    """redis-py sends inside `asyncio.wait_for`. On Python 3.11 that loses a cancellation which comes as the send ends:
-    whoever was cancelled goes on for ever, and whoever waits for its end hangs. It also makes a task of each command.
-    """
-
-    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        if not self.is_connected:
-            await self.connect()
-        elif check_health:
-            await self.check_health()
-        whole = command.encode() if isinstance(command, str) else command
-        try:
-            async with asyncio.timeout(self.socket_timeout):
-                await self._send_packed_command([whole] if isinstance(whole, bytes) else whole)
-        except BaseException as error:
-            # What was sent of it is not known: the connection cannot be used again.
-            await self.disconnect(nowait=True)
-            if isinstance(error, builtins.TimeoutError):
-                raise TimeoutError("Timeout writing to Redis") from None
-            if isinstance(error, OSError):
-                raise ConnectionError(f"Writing to Redis failed: {error}") from error
-            raise
-
-
-class _Tcp(_Cancellable, Connection):
-    pass
-
-
-class _Tls(_Cancellable, SSLConnection):
-    pass
-
-
-class _Unix(_Cancellable, UnixDomainSocketConnection):
-    pass
-
-
-_CANCELLABLE: dict[type[AbstractConnection], type[AbstractConnection]] = {
-    Connection: _Tcp,
-    SSLConnection: _Tls,
-    UnixDomainSocketConnection: _Unix,
+_CANCELLABLE: dict[type[AbstractConnection], type[Cancellable]] = {
+    Connection: Tcp,
+    SSLConnection: Tls,
+    UnixDomainSocketConnection: Unix,
 }
+
+
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+    # redis-py checks only that the certificate is from a known authority, not whose it is.
+    options.setdefault("ssl_check_hostname", options.get("ssl_cert_reqs") != "none")
+    try:
+        return tls_context(options)
+    except (OSError, RedisError, ValueError) as error:
+        raise Misconfigured(f"the certificates of the Redis URL cannot be used: {error}") from None
 
 
 def _fake(url: str) -> Redis:

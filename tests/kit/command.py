@@ -22,7 +22,7 @@ Done = subprocess.CompletedProcess[str]
 
 def broker(*arguments: str, **settings: Any) -> Done:
     """As a process of its own, as users run it."""
-    env = environment(NOWHERE, **settings)
+    env = environment(**{"redis_url": NOWHERE, **settings})
     command = [sys.executable, "-m", "broker", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
 
@@ -32,7 +32,7 @@ def here(*arguments: str, **settings: Any) -> Done:
     out, err = io.StringIO(), io.StringIO()
     with _restored(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         os.environ.clear()
-        os.environ.update(environment(NOWHERE, **settings))
+        os.environ.update(environment(**{"redis_url": NOWHERE, **settings}))
         sys.argv = ["broker", *arguments]
         with pytest.raises(SystemExit) as ended:
             main()

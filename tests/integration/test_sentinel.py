@@ -1,0 +1,220 @@
+"""A primary that Sentinels watch: the whole path, a failover in mid-stream, and servers that are not believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from broker.runs.connections import connect, is_away
+from tests.conftest import Launcher
+from tests.kit.checker import check_log, check_poll, check_reader, entries_of
+from tests.kit.eventsource import Stream
+from tests.kit.http import Client, token
+from tests.kit.processes import Process
+from tests.kit.redis_server import RedisServer, redis_6_2, redis_binary
+from tests.kit.sentinel import Sentinel, Sentinels
+from tests.kit.tls import make_certificates
+from tests.kit.whole_path import check_stream_and_poll, check_whole_path
+
+PASSWORD = "pelican-and-heron"
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+def named(server: RedisServer) -> set[str]:
+    """The connections of ours that a server has."""
+    with server.client() as client:
+        return {row["id"] for row in client.client_list() if row["name"] == "stream-broker"}
+
+
+def check_no_password(*processes: Process) -> None:
+    for process in processes:
+        assert PASSWORD not in process.log_text()
+
+
+async def test_the_whole_path_with_tls_and_passwords_everywhere(launch: Launcher, tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path / "certificates")
+    async with Sentinels(
+        tmp_path, certificates=certificates, password=PASSWORD, sentinel_password=f"{PASSWORD}-2"
+    ) as sentinels:
+        gateways = [launch.gateway(sentinels.url) for _ in range(2)]
+        worker = launch.worker(sentinels.url)
+        with Client(gateways[0].url) as one, Client(gateways[1].url) as two:
+            await asyncio.to_thread(check_whole_path, one, two)
+        check_no_password(*gateways, worker)
+
+
+async def test_a_stream_goes_on_where_the_primary_is_killed(launch: Launcher, tmp_path: Path) -> None:
+    async with Sentinels(tmp_path, password=PASSWORD) as sentinels:
+        gateways = [launch.gateway(sentinels.url, heartbeat_seconds=1) for _ in range(2)]
+        worker = launch.worker(sentinels.url)
+        auth = {"Authorization": f"Bearer {token('alice')}"}
+        with Client(gateways[0].url) as alice:
+            run = alice.submit("failover", agent="tokens", parameters={"count": 60, "pause": 0.2})
+            path = f"/api/v1/runs/{run}/stream"
+            stream = await Stream().open(gateways[0].url, path, auth)
+            await stream.until(lambda: len(stream.events) > 8)
+            await sentinels.until_replicated()  # what a failover loses is not judged here
+            old = await sentinels.kill_primary()
+            await sentinels.until_failed_over(old)
+            before = len(stream.events)
+            await stream.until(lambda: len(stream.events) > before + 5, 30)
+            resumed = await Stream().open(gateways[1].url, path, {**auth, "Last-Event-ID": stream.events[4].id})
+            await sentinels.start_again(old)
+            assert await stream.ended(60) == await resumed.ended(60) == "finished"
+            log = await asyncio.to_thread(alice.log, run)
+            check_log(log)
+            check_reader(entries_of(stream.events), log)
+            check_reader(entries_of([*stream.events[:5], *resumed.events]), log)
+            check_poll(alice.run(run), log)
+            await asyncio.to_thread(check_stream_and_poll, alice, "after the failover")
+        assert not named(old), "nobody is connected to the replica"
+        check_no_password(*gateways, worker)
+
+
+async def test_sentinels_that_are_gone_or_silent_keep_nobody_from_the_primary(tmp_path: Path) -> None:
+    async with Sentinels(tmp_path) as sentinels:
+        killed, paused, _ = sentinels.sentinels
+        killed.kill()
+        paused.pause()
+        redis = connect(sentinels.url, connections=4)
+        assert await asyncio.gather(*(redis.ping() for _ in range(20))) == [True] * 20
+        await redis.aclose(close_connection_pool=True)
+        paused.resume()
+
+
+async def test_a_name_that_no_sentinel_knows_is_an_error_that_says_so(tmp_path: Path) -> None:
+    async with Sentinels(tmp_path) as sentinels:
+        redis = connect(sentinels.url.replace("/main", "/other"), connections=1)
+        with pytest.raises(Exception, match="no Sentinel knows where 'other' is") as caught:
+            await redis.ping()
+        assert is_away(caught.value)
+        await redis.aclose(close_connection_pool=True)
+
+
+async def test_commands_follow_a_failover_of_a_primary_that_lives(tmp_path: Path) -> None:
+    async with Sentinels(tmp_path) as sentinels:
+        redis = connect(sentinels.url, connections=4)
+        await asyncio.gather(*(redis.incr("count") for _ in range(20)))
+        old = sentinels.primary
+        await sentinels.until_replicated()
+        sentinels.sentinels[0].ask("SENTINEL", "FAILOVER", sentinels.name)
+        await sentinels.until_failed_over(old)
+
+        async def counted() -> bool:
+            try:
+                return bool(await redis.incr("count") > 20)
+            except Exception as error:
+                assert is_away(error), error
+                return False
+
+        await until(counted)
+        await sentinels.until_replicated()
+        assert not named(old)
+        await redis.aclose(close_connection_pool=True)
+
+
+# Servers that are not what they should be
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> RedisServer:
+    return make_server(tmp_path / "server")
+
+
+def make_server(folder: Path, *options: str, binary: str | None = None) -> RedisServer:
+    folder.mkdir()
+    return RedisServer(folder, *options, binary=binary)
+
+
+async def test_a_primary_that_came_back_as_a_replica_is_not_taken(tmp_path: Path, server: RedisServer) -> None:
+    """A Sentinel without a majority does nothing, and names it for ever."""
+    sentinel = Sentinel(tmp_path, f"sentinel monitor main 127.0.0.1 {server.port} 2", None, None)
+    redis = connect(f"redis+sentinel://127.0.0.1:{sentinel.port}/main", connections=1)
+    try:
+        server.start()
+        sentinel.start()
+
+        async def answers() -> bool:
+            try:
+                return bool(await redis.ping())
+            except Exception as error:
+                assert is_away(error), error
+                return False
+
+        await until(answers)
+        server.ask("REPLICAOF", "127.0.0.1", "1")
+        await redis.connection_pool.disconnect()
+        with pytest.raises(Exception, match="is a replica, not the primary") as caught:
+            await redis.ping()
+        assert is_away(caught.value)
+
+        async def left() -> bool:
+            return not named(server)
+
+        await until(left)
+        server.ask("REPLICAOF", "NO", "ONE")
+        assert await redis.ping()
+    finally:
+        await redis.aclose(close_connection_pool=True)
+        sentinel.kill()
+        server.close()
+
+
+async def write(redis: Redis) -> None:
+    await redis.set("a", 1)
+
+
+async def write_in_a_script(redis: Redis) -> None:
+    await redis.eval("return redis.call('SET', KEYS[1], '1')", 1, "a")  # type: ignore[misc]
+
+
+async def write_in_a_pipeline(redis: Redis) -> None:
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.get("a")
+        pipe.set("a", 1)
+        await pipe.execute()
+
+
+async def write_in_a_transaction(redis: Redis) -> None:
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.set("a", 1)
+        await pipe.execute()
+
+
+@pytest.mark.parametrize("work", [write, write_in_a_script, write_in_a_pipeline, write_in_a_transaction])
+@pytest.mark.parametrize("binary", [redis_binary(), redis_6_2()])
+async def test_a_write_that_a_replica_refuses_drops_all_connections_to_it(
+    tmp_path: Path, work: Callable[[Redis], Awaitable[None]], binary: str | None
+) -> None:
+    """The address may lead to another server by now; until then a reader would not notice."""
+    if binary is None:
+        pytest.skip("no redis-server 6.2")
+    server = make_server(tmp_path / "server", binary=binary).start()
+    redis = connect(server.url, connections=3)
+    try:
+        await asyncio.gather(*(redis.execute_command("BLPOP", "none", "0.2") for _ in range(3)))  # type: ignore[no-untyped-call]
+        before = named(server)
+        assert len(before) == 3
+        server.ask("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(Exception, match=r".+") as caught:
+            await work(redis)
+        assert is_away(caught.value), caught.value
+
+        async def dropped() -> bool:
+            return not before & named(server)
+
+        await until(dropped)
+        server.ask("REPLICAOF", "NO", "ONE")
+        await work(redis)
+    finally:
+        await redis.aclose(close_connection_pool=True)
+        server.close()
