@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from broker.runs.connections import connect
 from tests.kit.http import Client
+from tests.kit.netns import Namespace, Network
 from tests.kit.pair import Pair
 from tests.kit.processes import Gateway, Process, Worker, environment
 from tests.kit.redis_server import RedisServer
@@ -37,12 +38,24 @@ class Launcher:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._redis: list[RedisServer | Pair] = []
+        self._networks: list[Network] = []
         self._processes: list[Process] = []
 
-    def redis(self, *options: str, binary: str | None = None) -> RedisServer:
+    def network(self) -> Network:
+        """Two namespaces and a wire; skips the test where this is not root."""
+        network = Network()
+        self._networks.append(network)
+        return network
+
+    def redis(self, *options: str, binary: str | None = None, namespace: Namespace | None = None) -> RedisServer:
+        """In a namespace it is there for all who are in it or reach it, and for the test as ever."""
         folder = self.folder / f"redis-{len(self._redis)}"
         folder.mkdir()
-        server = RedisServer(folder, *options, binary=binary)
+        if namespace is not None:
+            options = (*options, "--bind", "0.0.0.0", "--protected-mode", "no")
+        server = RedisServer(folder, *options, binary=binary, prefix=namespace.prefix if namespace else ())
+        if namespace is not None:
+            namespace.expose(server.port)
         self._redis.append(server)
         return server.start()
 
@@ -53,14 +66,23 @@ class Launcher:
         return pair.start()
 
     def gateway(
-        self, redis_url: str, *, ready: str = "/readyz", port: int | None = None, **settings: object
+        self,
+        redis_url: str,
+        *,
+        ready: str = "/readyz",
+        port: int | None = None,
+        namespace: Namespace | None = None,
+        **settings: object,
     ) -> Gateway:
-        gateway = Gateway(environment(redis_url, **settings), self.folder, port)
+        prefix = namespace.prefix if namespace else ()
+        gateway = Gateway(environment(redis_url, **settings), self.folder, port, prefix)
+        if namespace is not None:
+            namespace.expose(gateway.port)
         self._processes.append(gateway)
         return gateway.until_ready(ready)
 
-    def worker(self, redis_url: str, **settings: object) -> Worker:
-        worker = Worker(environment(redis_url, **settings), self.folder)
+    def worker(self, redis_url: str, *, namespace: Namespace | None = None, **settings: object) -> Worker:
+        worker = Worker(environment(redis_url, **settings), self.folder, namespace.prefix if namespace else ())
         self._processes.append(worker)
         return worker.until_ready()
 
@@ -71,8 +93,8 @@ class Launcher:
                 process.ask()
         for process in self._processes:
             process.kill(after=3)
-        for server in self._redis:
-            server.close()
+        for part in (*self._redis, *self._networks):
+            part.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ packages() {
     case $1 in
         gcc) echo gcc libc6-dev ;;
         curl) echo curl ca-certificates ;;
+        ip) echo iproute2 ;;
         *) echo "$1" ;;
     esac
 }
@@ -27,13 +28,14 @@ untested() {
         nginx) echo "streams through a real load balancer" ;;
         gcc) echo "many streams at once; the load tools are in C" ;;
         curl) echo "the lines that the demo prints" ;;
+        ip) echo "a network that swallows everything" ;;
         chromium) echo "the console page, and EventSource, in a real browser" ;;
     esac
 }
 
 missing() {
     local command
-    for command in redis-server nginx gcc curl chromium; do
+    for command in redis-server nginx gcc curl ip chromium; do
         usable "$command" || echo "$command"
     done
 }

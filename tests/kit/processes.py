@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,15 @@ AGENTS = (
 
 
 class Process:
-    """A process of ours, its log in a file."""
+    """A process of ours, its log in a file. `prefix` is a command that runs it elsewhere (netns.Namespace)."""
 
     module = "broker"
 
-    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], log: Path, prefix: Sequence[str] = ()) -> None:
         self.log_path = log
         with log.open("ab") as file:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", self.module, *command], env=env, stdout=file, stderr=file
+                [*prefix, sys.executable, "-m", self.module, *command], env=env, stdout=file, stderr=file
             )
 
     @property
@@ -118,10 +118,10 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, env: dict[str, str], folder: Path, port: int | None = None) -> None:
+    def __init__(self, env: dict[str, str], folder: Path, port: int | None = None, prefix: Sequence[str] = ()) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        super().__init__(["serve", "--port", str(self.port)], env, folder / f"gateway-{self.port}.log")
+        super().__init__(["serve", "--port", str(self.port)], env, folder / f"gateway-{self.port}.log", prefix)
 
     def until_ready(self, path: str = "/readyz") -> Gateway:
         def ready() -> bool:
@@ -142,8 +142,8 @@ class PlainGateway(Gateway):
 
 
 class Worker(Process):
-    def __init__(self, env: dict[str, str], folder: Path) -> None:
-        super().__init__(["worker"], env, folder / f"worker-{time.monotonic_ns()}.log")
+    def __init__(self, env: dict[str, str], folder: Path, prefix: Sequence[str] = ()) -> None:
+        super().__init__(["worker"], env, folder / f"worker-{time.monotonic_ns()}.log", prefix)
 
     def until_ready(self) -> Worker:
         def ready() -> bool:

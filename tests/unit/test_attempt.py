@@ -39,7 +39,15 @@ from broker.runs.scripts import Lease, Scripts
 from tests.kit.checker import check_log, surviving_text
 from tests.kit.runs import RETENTION_MS, append, cancel, claim, running, texts, words
 from worker.agent import Agent, Checkpoint, Run
-from worker.attempt import HANDED_OVER, MAX_EVENT_BYTES, MAX_LOG_BYTES, MAX_LOG_EVENTS, RESERVED_EVENTS, Outcome, execute
+from worker.attempt import (
+    HANDED_OVER,
+    MAX_EVENT_BYTES,
+    MAX_LOG_BYTES,
+    MAX_LOG_EVENTS,
+    RESERVED_EVENTS,
+    Outcome,
+    execute,
+)
 from worker.publisher import Limits, Publisher
 
 Events = AsyncIterator[Event | Checkpoint]
