@@ -10,8 +10,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
 
 from broker.events import AttemptReason, Cancelled, Error
 from broker.runs import keys
@@ -22,6 +21,7 @@ from broker.runs.record import FINISHED, LIVE
 from broker.runs.scripts import Answer
 from broker.runs.shards import Shard, shards
 from worker.parts import Parts
+from worker.rows import Row, read_rows
 from worker.unwatched import Watch
 
 logger = logging.getLogger(__name__)
@@ -35,28 +35,12 @@ MAX_ENQUEUES = 5
 SCAN_SECONDS = 600.0
 """All records are looked at once in this time: an index that was lost is made whole from them."""
 
-_FIELDS = ["status", "deadline", "attempt", "enqueues", "started_at", "finished_at", "created_at", "key"]
-_FIELDS += ["unwatched_ms", "watched_at"]
+STALE_SECONDS = 1200.0
+"""What is known of a run that this reaper has not looked at for so long is forgotten: the others look at it."""
 
 _SPENT = Error(code="worker_lost", message="The workers that took this run were lost, and no attempt is left.")
 _OVERDUE = Error(code="timeout", message="The run took longer than it may.")
 _NOT_STARTED = Error(code="not_started", message="No worker could start this run.")
-
-
-class _Row(NamedTuple):
-    """A record as the reaper sees it. Times are milliseconds, 0 where there is none."""
-
-    request_id: str
-    status: str
-    deadline: int
-    attempt: int
-    enqueues: int
-    started_at: int
-    finished_at: int
-    created_at: int
-    key: str
-    unwatched_ms: int
-    watched_at: str
 
 
 class Reaper:
@@ -75,7 +59,9 @@ class Reaper:
         self._tick = min(TICK_SECONDS, settings.lease_seconds / 5)
         self._ended: dict[str, float] = {}
         """Runs without a record, or erased, and when this reaper first saw that, by the event loop's clock."""
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[tuple[str, int], Watch] = {}
+        """Of queued runs, for each attempt that they wait for."""
+        self._swept_at = float("-inf")
         self._scanning: dict[str, int] = {}
         """How far each shard has been scanned."""
         self.counts: Counter[str] = Counter()
@@ -84,8 +70,8 @@ class Reaper:
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(self._reap))
-            tasks.create_task(self._repeat(self._scan))
+            tasks.create_task(self._repeat(self.reap))
+            tasks.create_task(self._repeat(self.scan))
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         away = False
@@ -105,12 +91,14 @@ class Reaper:
 
     # -- what is due -----------------------------------------------------------------------------------------
 
-    async def _reap(self) -> None:
+    async def reap(self) -> None:
+        """Looks at every run that is due."""
+        self._sweep()
         while True:
             due = await self._leases.due(BATCH)
             if not due.request_ids:
                 return
-            rows = await self._rows(due.request_ids)
+            rows = await read_rows(self._redis, due.request_ids)
             ended, later = [], dict[str, int]()
             for request_id, row in zip(due.request_ids, rows, strict=True):
                 if row is None or row.status in FINISHED or row.status == "erased":
@@ -118,8 +106,8 @@ class Reaper:
                         ended.append(request_id)
                     else:
                         later[request_id] = due.now_ms + FORGET_MS // 4
-                    self._watches.pop(request_id, None)
                 else:
+                    self._ended.pop(request_id, None)
                     later[request_id] = self._next_look(row, due.now_ms)
             # Before anything is done: what dies half-way is looked at again.
             await self._leases.put(later)
@@ -132,29 +120,26 @@ class Reaper:
             if len(due.request_ids) < BATCH:
                 return
 
-    async def _rows(self, request_ids: Sequence[str]) -> list[_Row | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for request_id in request_ids:
-                pipe.hmget(keys.run(request_id), _FIELDS)
-            found = await pipe.execute(raise_on_error=False)
-        for values in found:
-            if isinstance(values, Exception) and is_away(values):
-                raise values
-        return [_row(request_id, values) for request_id, values in zip(request_ids, found, strict=True)]
-
-    def _forgettable(self, request_id: str, row: _Row | None, now_ms: int) -> bool:
+    def _forgettable(self, request_id: str, row: Row | None, now_ms: int) -> bool:
         if row is not None and row.finished_at:
             return now_ms >= row.finished_at + FORGET_MS
         now = asyncio.get_running_loop().time()
-        for stale in [known for known, since in self._ended.items() if now - since > 10 * FORGET_MS / 1000]:
-            del self._ended[stale]  # another reaper removed it
         since = self._ended.setdefault(request_id, now)
         if now - since < FORGET_MS / 1000:
             return False
         del self._ended[request_id]
         return True
 
-    def _next_look(self, row: _Row, now_ms: int) -> int:
+    def _sweep(self) -> None:
+        """Lets go of what other reapers have dealt with meanwhile."""
+        now = asyncio.get_running_loop().time()
+        if now - self._swept_at < STALE_SECONDS / 10:
+            return
+        self._swept_at = now
+        self._ended = {run: since for run, since in self._ended.items() if now - since < STALE_SECONDS}
+        self._watches = {run: watch for run, watch in self._watches.items() if now - watch.asked_at < STALE_SECONDS}
+
+    def _next_look(self, row: Row, now_ms: int) -> int:
         if row.status == "queued":
             least, most = QUEUED_MS
             waited = 0 if row.attempt or row.enqueues else now_ms - row.created_at
@@ -164,7 +149,7 @@ class Reaper:
             return min(row.deadline, now_ms + self._lease_ms)
         return now_ms + max(self._lease_ms // 5, 200)
 
-    async def _guarded(self, row: _Row, work: Awaitable[None]) -> None:
+    async def _guarded(self, row: Row, work: Awaitable[None]) -> None:
         """One run that cannot be helped keeps no other from it."""
         try:
             await work
@@ -180,7 +165,7 @@ class Reaper:
 
     # -- running ---------------------------------------------------------------------------------------------
 
-    async def _expired(self, row: _Row, now_ms: int) -> None:
+    async def _expired(self, row: Row, now_ms: int) -> None:
         late = row.deadline <= now_ms or row.deadline > now_ms + self._lease_ms
         if not late or not self._calm(row.request_id):
             return
@@ -204,7 +189,7 @@ class Reaper:
 
     # -- queued ----------------------------------------------------------------------------------------------
 
-    async def _look_at_queued(self, rows: list[_Row], now_ms: int) -> None:
+    async def _look_at_queued(self, rows: list[Row], now_ms: int) -> None:
         if not rows:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -215,7 +200,7 @@ class Reaper:
         for row, held in zip(rows, there, strict=True):
             await self._guarded(row, self._queued(row, held, now_ms))
 
-    async def _queued(self, row: _Row, held: bool, now_ms: int) -> None:
+    async def _queued(self, row: Row, held: bool, now_ms: int) -> None:
         unchanged = ("enqueues", str(row.enqueues))
         if row.started_at and now_ms >= row.started_at + self._max_run_ms:
             await self._close(row, _OVERDUE, "timeout", if_still=unchanged)
@@ -227,19 +212,20 @@ class Reaper:
             else:
                 await self._enqueue_again(row, now_ms)
 
-    async def _enqueue_again(self, row: _Row, now_ms: int) -> None:
+    async def _enqueue_again(self, row: Row, now_ms: int) -> None:
         attempt = row.attempt + 1
         reply = await self._scripts.requeue(row.request_id, attempt, row.enqueues)
         if reply.answer is Answer.OK:
             self._note("requeued", row, attempt=attempt, times=int(reply.rest[0]))
             await self._queue.enqueue(row.request_id, attempt, enqueues=int(reply.rest[0]), now_ms=now_ms)
 
-    async def _unwatched(self, row: _Row) -> bool:
+    async def _unwatched(self, row: Row) -> bool:
         if not row.unwatched_ms:
             return False
-        watch = self._watches.get(row.request_id)
+        watching = (row.request_id, row.attempt)
+        watch = self._watches.get(watching)
         if watch is None:
-            watch = self._watches[row.request_id] = Watch(row.unwatched_ms / 1000, self._lease_ms / 1000)
+            watch = self._watches[watching] = Watch(row.unwatched_ms / 1000, self._lease_ms / 1000)
         loop = asyncio.get_running_loop()
         return watch.expired(
             row.watched_at,
@@ -249,7 +235,7 @@ class Reaper:
         )
 
     async def _close(
-        self, row: _Row, event: Error | Cancelled, reason: AttemptReason, *, if_still: tuple[str, str]
+        self, row: Row, event: Error | Cancelled, reason: AttemptReason, *, if_still: tuple[str, str]
     ) -> None:
         if not self._calm(row.request_id):
             return
@@ -257,7 +243,7 @@ class Reaper:
         if reply.answer is Answer.OK:
             self._note(f"closed_{event.code if isinstance(event, Error) else event.reason}", row)
 
-    def _note(self, done: str, row: _Row, **fields: int) -> None:
+    def _note(self, done: str, row: Row, **fields: int) -> None:
         self.counts[done] += 1
         logger.warning(
             "reaped", extra={"request_id": row.request_id, "done": done, **fields, "count": self.counts[done]}
@@ -265,7 +251,7 @@ class Reaper:
 
     # -- what the index has lost -----------------------------------------------------------------------------
 
-    async def _scan(self) -> None:
+    async def scan(self) -> None:
         """A slice of every shard's records, so that all have their turn within SCAN_SECONDS."""
         for shard in await shards(self._redis):
             await self._scan_slice(shard)
@@ -276,29 +262,15 @@ class Reaper:
         cursor, names = await shard.redis.scan(self._scanning.get(shard.name, 0), match=keys.run("*"), count=count)
         self._scanning[shard.name] = int(cursor)
         request_ids = [keys.request_id_of(name.decode("ascii", "replace")) for name in names]
-        rows = await self._rows(request_ids) if request_ids else []
+        rows = await read_rows(self._redis, request_ids, quiet=True)
         unfinished = [row.request_id for row in rows if row is not None and row.status in LIVE]
         now_ms = self._primaries.now_ms()
         if unfinished and now_ms is not None:
             await self._leases.put_back(unfinished, now_ms)
+            await self._leases.put_no_later(unfinished, now_ms + QUEUED_MS[1])
 
 
 _SPENT_OR_OVERDUE: dict[Answer, tuple[Error, AttemptReason]] = {
     Answer.SPENT: (_SPENT, "worker_lost"),
     Answer.OVERDUE: (_OVERDUE, "timeout"),
 }
-
-
-def _row(request_id: str, values: list[bytes | None] | Exception) -> _Row | None:
-    """None for what is not a record: missing, or nothing that we wrote."""
-    try:
-        if isinstance(values, Exception):
-            raise ValueError from values
-        text = dict(zip(_FIELDS, (value.decode("ascii") if value is not None else "" for value in values), strict=True))
-        numbers = {name: int(text[name] or 0) for name in _FIELDS if name not in ("status", "key", "watched_at")}
-    except ValueError:
-        logger.exception("a record cannot be read", extra={"request_id": request_id})
-        return None
-    if not text["status"]:
-        return None
-    return _Row(request_id=request_id, status=text["status"], key=text["key"], watched_at=text["watched_at"], **numbers)

@@ -18,10 +18,12 @@ class Watch:
         self._grace = grace
         self._seen: str | None = None
         self._since = 0.0
+        self.asked_at = 0.0
 
     def expired(self, watched_at: str, *, now: float, age: float, calm_since: float) -> bool:
         """`watched_at` is what the record says now, '' for never. `now` and `calm_since` are of one clock, in seconds;
         `age` is how long ago the run was accepted."""
+        self.asked_at = now
         if watched_at != self._seen:
             self._seen, self._since = watched_at, now
         if not watched_at and age < FIRST_WATCHER_SECONDS:

@@ -6,12 +6,16 @@ unfinished run that is past its time puts it back. Times are milliseconds of Red
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from redis.asyncio import Redis
 
+from broker.ids import REQUEST_ID
 from broker.runs import keys
+
+logger = logging.getLogger(__name__)
 
 FORGET_MS = 120_000
 """An entry is removed so long after the end of its run: until then a failover may take the end back."""
@@ -39,11 +43,22 @@ class Leases:
         if scores := dict.fromkeys(request_ids, at_ms):
             await self._redis.zadd(keys.LEASES, scores, nx=True)
 
+    async def put_no_later(self, request_ids: Iterable[str], at_ms: int) -> None:
+        """To be looked at then, where something later is said, as by a clock that was set back since."""
+        if scores := dict.fromkeys(request_ids, at_ms):
+            await self._redis.zadd(keys.LEASES, scores, lt=True)
+
     async def due(self, limit: int) -> Due:
+        """At most `limit`, the longest due first. What is not the name of a run is removed, or it would stay first."""
         seconds, micros = await self._redis.time()
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         found = await self._redis.zrangebyscore(keys.LEASES, "-inf", now_ms, start=0, num=limit)
-        return Due([member.decode("ascii", "replace") for member in found], now_ms)
+        names = {member: member.decode("ascii", "replace") for member in found}
+        foreign = [member for member, name in names.items() if not REQUEST_ID.fullmatch(name)]
+        if foreign:
+            logger.warning("what is no run was removed from the index", extra={"members": repr(foreign)})
+            await self._redis.zrem(keys.LEASES, *foreign)
+        return Due([name for member, name in names.items() if member not in foreign], now_ms)
 
     async def remove(self, request_ids: Iterable[str]) -> None:
         if members := list(request_ids):
