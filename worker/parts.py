@@ -44,8 +44,9 @@ class Parts:
 def make_parts(settings: Settings) -> Parts:
     redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS, wait=30)
     queue = Queue(settings.queue_url, connections=QUEUE_CONNECTIONS)
-    scripts = Scripts(redis, replicated=settings.durability == "replicated")
-    primaries = Primaries(redis, queue.redis)
+    replicated = settings.durability == "replicated"
+    scripts = Scripts(redis, replicated=replicated)
+    primaries = Primaries(redis, queue.redis, replicated=replicated)
     return Parts(
         settings=settings,
         redis=redis,

@@ -51,7 +51,6 @@ class _Written(NamedTuple):
     at: float
     entries: list[tuple[str, str]]
     bytes: int
-    checkpoint: tuple[EventId, str] | None
 
 
 class Publisher:
@@ -68,11 +67,13 @@ class Publisher:
         """The seq of the buffer's first entry."""
         self._bytes = 0
         now = asyncio.get_running_loop().time()
-        self._tail = deque([_Written(now, [lease.opening], ENTRY_BYTES, None)])
+        self._tail = deque([_Written(now, [lease.opening], ENTRY_BYTES)])
         """What a failover could take, up to the buffer's first entry."""
         self._tail_first = 1
         self._tail_bytes = ENTRY_BYTES
         self._checkpoints: deque[tuple[EventId, str]] = deque()
+        self._stored: tuple[EventId, str] | None = None
+        """The last checkpoint that is in the record, and that a failover could take as well (PROTOCOL 5.7)."""
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -126,12 +127,18 @@ class Publisher:
 
     def renew(self) -> None:
         """Appends now, if only nothing: the answer tells what a failover has taken."""
+        self._store_again()
         self._renew_at = 0.0
         self._work.set()
 
     def tail(self) -> Tail:
         """What is in the log, and could still be lost."""
         return Tail(self._lease, self._tail_first, [entry for written in self._tail for entry in written.entries])
+
+    @property
+    def written_at(self) -> float:
+        """When the last of the tail was known to be in the log, by the event loop's clock."""
+        return self._tail[-1].at if self._tail else float("-inf")
 
     def _check(self) -> None:
         if self._stopped is not None:
@@ -221,9 +228,10 @@ class Publisher:
                 self._checkpoints.popleft()
             if self._checkpoints and self._checkpoints[0] is batch.checkpoint:
                 self._checkpoints.popleft()
+            self._stored = batch.checkpoint
         if batch.entries:
             size += ENTRY_BYTES * len(batch.entries)
-            self._tail.append(_Written(now, list(batch.entries), size, batch.checkpoint))
+            self._tail.append(_Written(now, list(batch.entries), size))
             self._tail_bytes += size
         self._forget(self._primaries.covered(self._lease.request_id))
         if len(self._buffer) < BUFFER_ENTRIES // 2 and self._bytes < BUFFER_BYTES // 2:
@@ -240,19 +248,17 @@ class Publisher:
     def _repair(self, end: EventId) -> None:
         """A failover took what is above `end`: it is appended again, under the same ids."""
         have = end.seq if end.epoch == self._lease.epoch else 0
-        checkpoint, lost = None, 0
+        lost = 0
         while self._tail and self._first > have + 1:
             written = self._tail.pop()
             self._buffer.extendleft(reversed(written.entries))
             self._first -= len(written.entries)
             self._bytes += written.bytes - ENTRY_BYTES * len(written.entries)
             self._tail_bytes -= written.bytes
-            checkpoint = checkpoint or written.checkpoint
             lost += len(written.entries)
         if self._first > have + 1:
             raise AssertionError(f"the log ends at {end}, below what is kept")
-        if checkpoint is not None and (not self._checkpoints or checkpoint[0] < self._checkpoints[0][0]):
-            self._checkpoints.appendleft(checkpoint)
+        self._store_again()
         self._renew_at = 0.0
         self._idle.clear()
         self.repairs += 1
@@ -260,3 +266,8 @@ class Publisher:
             "a part of a log was lost and is appended again",
             extra={"request_id": self._lease.request_id, "end": str(end), "entries": lost},
         )
+
+    def _store_again(self) -> None:
+        """The last checkpoint, which is in no entry: whether it was lost does not show in the log's end."""
+        if self._stored is not None and (not self._checkpoints or self._stored[0] < self._checkpoints[0][0]):
+            self._checkpoints.appendleft(self._stored)

@@ -187,7 +187,7 @@ class Runner:
     async def _after(self, lease: Lease, publisher: Publisher, outcome: Outcome) -> None:
         if outcome.status in TERMINAL:
             self._ended.append(lease.request_id)
-            self._parts.closings.keep_tail(publisher.tail(), self._lost)
+            self._parts.closings.keep_tail(publisher.tail(), publisher.written_at, self._lost)
         elif outcome.status == HANDED_OVER:
             await until_answered(
                 lambda: self._give_back(lease, "handed_over"), "handing over", request_id=lease.request_id

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from broker.events import AttemptReason, Event
 from broker.ids import EventId
-from broker.runs.connections import is_away
+from broker.runs.connections import NotReplicated, is_away
 from broker.runs.primaries import Primaries
 from broker.runs.scripts import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Answer, Batch, Lease, Reply, Scripts
 
@@ -23,7 +23,8 @@ KEPT_BYTES = 64 * 1024 * 1024
 UNREPLICATED_SECONDS = 1.0
 """How long a drain waits where there is no replica: until what was written is on the disk."""
 _TICK_SECONDS = 0.5
-_AT_ONCE = 16
+_TAILS_AT_ONCE = 16
+_NEVER = float("-inf")
 
 
 class Kept(Protocol):
@@ -41,12 +42,15 @@ class Closings:
 
     def __init__(self, scripts: Scripts, primaries: Primaries, *, retention_ms: int) -> None:
         self.scripts = scripts
+        self.again = scripts.without_waiting()
+        """For what is sent again: whether a replica has it shows in what is covered."""
         self.primaries = primaries
         self.retention_ms = retention_ms
         self._kept: dict[Kept, float] = {}
-        """What is kept, and when it was last confirmed."""
+        """What is kept, and when it was last confirmed, by the event loop's clock."""
         self._size = 0
-        self._sending = asyncio.Semaphore(_AT_ONCE)
+        self._under_way: set[Kept] = set()
+        self._tails = asyncio.Semaphore(_TAILS_AT_ONCE)
 
     async def close(
         self,
@@ -59,31 +63,41 @@ class Closings:
     ) -> Reply:
         """Ends the run with `event` in an epoch of its own, worker or no worker, and keeps it.
 
-        Waits while a primary settles. The same token makes it safe to repeat. Raises redis-py's exceptions.
+        Waits while a primary settles. The same token makes it safe to repeat. Raises redis-py's exceptions; after
+        NotReplicated it is kept as well, for it may be made (5.3).
         """
-        closing = _Closing(self, request_id, event, reason, token or secrets.token_hex(8))
-        reply = await closing.make(if_still)
-        if reply.answer is Answer.OK:
-            self._keep(closing)
-        return reply
+        return await self._make(_Closing(self, request_id, event, reason, token or secrets.token_hex(8), if_still))
 
     async def erase(self, request_id: str) -> Reply:
-        """Erases the run, and keeps that. Raises redis-py's exceptions."""
-        erasure = _Erasure(self, request_id)
-        reply = await erasure.make()
+        """Erases the run, and keeps that. Raises as `close` does."""
+        return await self._make(_Erasure(self, request_id))
+
+    async def _make(self, kept: _Closing | _Erasure) -> Reply:
+        began = asyncio.get_running_loop().time()
+        try:
+            reply = await kept.make(self.scripts)
+        except NotReplicated:
+            self._keep(kept, _NEVER)
+            raise
         if reply.answer is Answer.OK:
-            self._keep(erasure)
+            self._keep(kept, _NEVER)
+            self._confirm(kept, began)
         return reply
 
-    def keep_tail(self, tail: Tail, on_lost: Callable[[Lease], Awaitable[None]]) -> None:
+    def keep_tail(self, tail: Tail, written_at: float, on_lost: Callable[[Lease], Awaitable[None]]) -> None:
         """Keeps the end of a run that its worker wrote. `on_lost(lease)` is called where it cannot be repaired."""
-        self._keep(_Ending(self, tail, on_lost))
+        self._keep(_Ending(self, tail, on_lost), written_at)
 
-    def _keep(self, kept: Kept) -> None:
-        self._kept[kept] = asyncio.get_running_loop().time()
+    def _keep(self, kept: Kept, confirmed: float) -> None:
+        self._kept[kept] = confirmed
         self._size += kept.size
         while self._size > KEPT_BYTES:
             self._drop(next(iter(self._kept)))
+
+    def _confirm(self, kept: Kept, began: float) -> None:
+        """What came while the primary changed may be the old one's word."""
+        if kept in self._kept and self.primaries.changed_at(kept.request_id) < began:
+            self._kept[kept] = asyncio.get_running_loop().time()
 
     def _drop(self, kept: Kept) -> None:
         if self._kept.pop(kept, None) is not None:
@@ -91,39 +105,53 @@ class Closings:
 
     async def run(self) -> None:
         """Sends again, and forgets what is safe, until cancelled."""
-        while True:
-            await asyncio.sleep(_TICK_SECONDS)
-            again = []
-            for kept, confirmed in tuple(self._kept.items()):
-                if confirmed <= self.primaries.changed_at(kept.request_id):
-                    again.append(kept)
-                elif confirmed < self.primaries.covered(kept.request_id):
-                    self._drop(kept)
-            await asyncio.gather(*(self._send(kept) for kept in again))
+        async with asyncio.TaskGroup() as sending:
+            while True:
+                await asyncio.sleep(_TICK_SECONDS)
+                for kept, confirmed in tuple(self._kept.items()):
+                    if kept in self._under_way:
+                        continue
+                    if self._is_lost(kept, confirmed):
+                        self._under_way.add(kept)
+                        sending.create_task(self._send(kept))
+                    elif confirmed < self.primaries.covered(kept.request_id):
+                        self._drop(kept)
+
+    def _is_lost(self, kept: Kept, confirmed: float) -> bool:
+        """Perhaps: another primary has come since."""
+        return confirmed <= self.primaries.changed_at(kept.request_id)
 
     async def _send(self, kept: Kept) -> None:
         began = asyncio.get_running_loop().time()
         try:
-            async with self._sending:
-                still = await kept.send()
-            if still:
-                self._kept[kept] = began
+            if await kept.send():
+                self._confirm(kept, began)
             else:
                 self._drop(kept)
         except Exception as error:
             if not is_away(error):
                 logger.exception("a closing cannot be sent again", extra={"request_id": kept.request_id})
                 self._drop(kept)
+        finally:
+            self._under_way.discard(kept)
+
+    async def append(self, tail: Tail) -> Reply:
+        """Sends a tail again; a few at once, since they may be large, and others write as well."""
+        async with self._tails:
+            return await tail.send(self.again, self.retention_ms)
 
     async def settle(self, seconds: float) -> None:
         """For a drain: returns when nothing is kept that could be lost, or after `seconds`."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + seconds
         while self._kept and loop.time() < give_up:
-            young = loop.time() - UNREPLICATED_SECONDS
-            if not self.primaries.replicated and all(confirmed < young for confirmed in self._kept.values()):
+            if not self.primaries.replicated and not self.primaries.away and self._all_on_disk():
                 return
             await asyncio.sleep(0.1)
+
+    def _all_on_disk(self) -> bool:
+        young = asyncio.get_running_loop().time() - UNREPLICATED_SECONDS
+        return all(confirmed < young and not self._is_lost(kept, confirmed) for kept, confirmed in self._kept.items())
 
 
 class Tail:
@@ -172,7 +200,7 @@ class _Ending:
         self.size = tail.size
 
     async def send(self) -> bool:
-        reply = await self._tail.send(self._closings.scripts, self._closings.retention_ms)
+        reply = await self._closings.append(self._tail)
         if reply.answer is Answer.LOST:
             await self._on_lost(self._tail.lease)
         return reply.answer in (Answer.OK, Answer.DUP)
@@ -181,21 +209,31 @@ class _Ending:
 class _Closing:
     """A cancel, or a closing by a reaper, in an epoch of its own."""
 
-    def __init__(self, closings: Closings, request_id: str, event: Event, reason: AttemptReason, token: str) -> None:
+    def __init__(
+        self,
+        closings: Closings,
+        request_id: str,
+        event: Event,
+        reason: AttemptReason,
+        token: str,
+        if_still: tuple[str, str],
+    ) -> None:
         self._closings = closings
         self._event = event
         self._data = event.json_data()
         self._reason: AttemptReason = reason
         self._token = token
+        self._if_still = if_still
         self._tail: Tail | None = None
         self.request_id = request_id
         self.size = len(self._data) + 1000
 
-    async def make(self, if_still: tuple[str, str] = ("", "")) -> Reply:
+    async def make(self, scripts: Scripts) -> Reply:
+        """Closes the run, in a new epoch. The same token makes it safe to repeat."""
         closings = self._closings
         reply = await closings.primaries.in_new_epoch(
             self.request_id,
-            lambda replid: closings.scripts.close(
+            lambda replid: scripts.close(
                 self.request_id,
                 kind=self._event.type,
                 data=self._data,
@@ -203,10 +241,11 @@ class _Closing:
                 token=self._token,
                 retention_ms=closings.retention_ms,
                 replid=replid,
-                if_still=if_still,
+                if_still=self._if_still,
             ),
         )
         if reply.answer is Answer.OK:
+            self._if_still = ("", "")  # it was so, and the run was closed: this is what is kept
             attempt, before = reply.rest
             lease = Lease(
                 request_id=self.request_id,
@@ -222,11 +261,11 @@ class _Closing:
     async def send(self) -> bool:
         """Where it does not fit any more, the run is closed anew. What closed the run meanwhile stands."""
         if self._tail is not None:
-            reply = await self._tail.send(self._closings.scripts, self._closings.retention_ms)
+            reply = await self._closings.append(self._tail)
             if reply.answer not in (Answer.LOST, Answer.FENCED):
                 return reply.answer in (Answer.OK, Answer.DUP)
             self._tail, self._token = None, secrets.token_hex(8)
-        return (await self.make()).answer is Answer.OK
+        return (await self.make(self._closings.again)).answer is Answer.OK
 
 
 class _Erasure:
@@ -236,10 +275,10 @@ class _Erasure:
         self._closings = closings
         self.request_id = request_id
 
-    async def make(self) -> Reply:
-        return await self._closings.scripts.erase(self.request_id, tombstone_ms=self._closings.retention_ms)
+    async def make(self, scripts: Scripts) -> Reply:
+        return await scripts.erase(self.request_id, tombstone_ms=self._closings.retention_ms)
 
     async def send(self) -> bool:
         """GONE is kept too: it may be another failover's tombstone."""
-        await self.make()
+        await self.make(self._closings.again)
         return True

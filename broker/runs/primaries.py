@@ -54,9 +54,11 @@ class _Primary:
 class Primaries:
     """Asks every primary once a second. `registry` is the Redis on which all processes note what they find."""
 
-    def __init__(self, redis: Redis, registry: Redis) -> None:
+    def __init__(self, redis: Redis, registry: Redis, *, replicated: bool = False) -> None:
+        """`replicated`: there shall be replicas, so nothing is safe before one has it (PROTOCOL 5.3)."""
         self._redis = redis
         self._registry = registry
+        self._replicated = replicated
         self.on_change: Callable[[], None] = lambda: None
         """Called when a primary is another one, or is back."""
         self._known: dict[str, _Primary] = {}
@@ -131,8 +133,13 @@ class Primaries:
 
     @property
     def replicated(self) -> bool:
-        """Whether the primaries have replicas, as far as is known."""
-        return any(primary.replicas for primary in self._known.values())
+        """Whether the primaries have replicas, as far as is known, or shall have some."""
+        return self._replicated or any(primary.replicas for primary in self._known.values())
+
+    @property
+    def away(self) -> bool:
+        """Whether one of them did not answer when it was asked last."""
+        return any(primary.away for primary in self._known.values())
 
     def now_ms(self) -> int | None:
         """About the time of a primary; None before the first look."""
@@ -217,24 +224,24 @@ class Primaries:
             )
             primary.calm_since = now
         primary.clock_ms = clock_ms
-        primary.covered = _covered(primary, asked, info)
+        primary.covered = max(primary.covered, self._covers(primary, asked, info))
         return back
+
+    def _covers(self, primary: _Primary, asked: float, info: dict[str, Any]) -> float:
+        """Up to when everything that was acknowledged is safe now."""
+        offsets = [value["offset"] for value in info.values() if isinstance(value, dict) and "offset" in value]
+        primary.replicas = len(offsets)
+        if not offsets:
+            primary.marks.clear()
+            return float("-inf") if self._replicated else asked - TAIL_SECONDS
+        primary.marks.append((asked, int(info["master_repl_offset"])))
+        covered = float("-inf")
+        while primary.marks and primary.marks[0][1] <= min(offsets):
+            covered, _ = primary.marks.popleft()
+        return covered
 
 
 _NOBODY = _Primary()
-
-
-def _covered(primary: _Primary, asked: float, info: dict[str, Any]) -> float:
-    offsets = [value["offset"] for value in info.values() if isinstance(value, dict) and "offset" in value]
-    primary.replicas = len(offsets)
-    if not offsets:
-        primary.marks.clear()
-        return asked - TAIL_SECONDS
-    primary.marks.append((asked, int(info["master_repl_offset"])))
-    covered = primary.covered
-    while primary.marks and primary.marks[0][1] <= min(offsets):
-        covered, _ = primary.marks.popleft()
-    return covered
 
 
 async def _ask(shard: Shard) -> dict[str, Any]:

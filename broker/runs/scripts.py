@@ -104,6 +104,10 @@ class Scripts:
         self._replicated = replicated
         self._scripts: dict[str, AsyncScript] = {}
 
+    def without_waiting(self) -> Scripts:
+        """The same, for what need not wait for a replica."""
+        return Scripts(self._redis, publish=self._publish)
+
     async def _call(self, name: str, request_id: str, *args: str | int, lasting: bool = False) -> Reply:
         """`lasting` says that somebody will rely on what the script does."""
         script = self._scripts.get(name)

@@ -61,7 +61,7 @@ class Runs:
         self._scripts = Scripts(redis, replicated=self._replicated)
         self._life_ms = settings.key_life_ms
         self._leases = Leases(queue.redis)
-        self._primaries = Primaries(redis, queue.redis)
+        self._primaries = Primaries(redis, queue.redis, replicated=self._replicated)
         self._closings = Closings(self._scripts, self._primaries, retention_ms=int(settings.retention_seconds * 1000))
         self._tasks: list[asyncio.Task[None]] = []
 
