@@ -28,9 +28,17 @@ class Jobs:
     """Calls `run(request_id, attempt)` for each job, up to `max_jobs` at once."""
 
     def __init__(
-        self, queue: Queue, run: Callable[[str, int], Awaitable[None]], *, max_jobs: int, job_seconds: float
+        self,
+        queue: Queue,
+        run: Callable[[str, int], Awaitable[None]],
+        *,
+        max_jobs: int,
+        job_seconds: float,
+        look_at_ms: Callable[[], int | None],
     ) -> None:
+        """`look_at_ms` says when, by Redis' clock, a reaper shall look at a run that is taken now."""
         self._queue = queue
+        self._look_at_ms = look_at_ms
         self._run = run
         self._max_jobs = max_jobs
         self._job_seconds = job_seconds
@@ -103,9 +111,12 @@ class Jobs:
         assert task is not None
         self._running.add(task)
         try:
-            # The reply may be lost after the job is: so the claim comes whatever happened, and decides.
-            await until_answered(lambda: self._queue.take(ctx["job_id"]), "taking a job", job_id=ctx["job_id"])
+            job = ctx["job_id"]
             request_id, attempt = parse_job(payload)
+            # The reply may be lost after the job is: so the claim comes whatever happened, and decides.
+            await until_answered(
+                lambda: self._queue.take(request_id, job, self._look_at_ms()), "taking a job", job_id=job
+            )
             await self._run(request_id, attempt)
         except Exception as error:
             # arq would keep the exception's arguments for its own log; here the request_id stands with it.

@@ -40,6 +40,7 @@ class Worker:
             self._runner.run,
             max_jobs=settings.max_jobs,
             job_seconds=settings.max_run_seconds + 600,
+            look_at_ms=self._in_a_lease,
         )
         self._doorbell = Subscriber(
             connect(settings.queue_url, connections=1),
@@ -89,6 +90,10 @@ class Worker:
             self._killed.set()
         self._stopping.set()
         self._jobs.stop()
+
+    def _in_a_lease(self) -> int | None:
+        now_ms = self._parts.primaries.now_ms()
+        return None if now_ms is None else now_ms + self._parts.lease_ms
 
     async def _end_taking(self, taking: asyncio.Task[None]) -> None:
         """A job that is being taken is taken: cancelled half-way, it would be neither in the queue nor here."""

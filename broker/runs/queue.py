@@ -12,6 +12,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.jobs import serialize_job
 
 from broker.events import dumps
+from broker.ids import REQUEST_ID
 from broker.runs import keys
 from broker.runs.connections import connect
 
@@ -67,11 +68,16 @@ class Queue:
             found = await pipe.execute()
         return [bool(there) and score is not None for there, score in zip(found[::2], found[1::2], strict=True)]
 
-    async def take(self, job: str) -> None:
-        """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot."""
+    async def take(self, request_id: str, job: str, look_at_ms: int | None) -> None:
+        """Removes all of arq's traces of a job that starts: our lease covers its crash, arq's bookkeeping cannot.
+
+        Until there is a lease a reaper does: it is to look at the run at `look_at_ms` (PROTOCOL 4.2).
+        """
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.zrem(keys.QUEUE, job)
             pipe.delete(job_key_prefix + job, retry_key_prefix + job, in_progress_key_prefix + job)
+            if look_at_ms is not None:
+                pipe.zadd(keys.LEASES, {request_id: look_at_ms})
             await pipe.execute()
 
     async def close(self) -> None:
@@ -81,4 +87,7 @@ class Queue:
 def parse_job(payload: str) -> tuple[str, int]:
     """(request_id, attempt). Raises ValueError, KeyError or TypeError for what we did not write."""
     job = json.loads(payload)
-    return str(job["request_id"]), int(job["attempt"])
+    request_id, attempt = str(job["request_id"]), int(job["attempt"])
+    if not REQUEST_ID.fullmatch(request_id):
+        raise ValueError("not a request_id")
+    return request_id, attempt

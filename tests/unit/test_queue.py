@@ -78,15 +78,27 @@ async def test_taking_a_job_leaves_nothing_of_it_and_everything_of_the_others(re
         await queue.enqueue(RID, attempt, enqueues=0, now_ms=now_ms())
         await redis.set(f"arq:in-progress:{RID}:{attempt}:0", "1")
         await redis.set(f"arq:retry:{RID}:{attempt}:0", "1")
-    await queue.take(job_id(RID, 1, 0))
+    await queue.take(RID, job_id(RID, 1, 0), None)
     left = {name.decode() for name in await redis.keys("*")}
     assert left == {keys.QUEUE, *(f"arq:{kind}:{RID}:2:0" for kind in ("job", "in-progress", "retry"))}
     assert await redis.zrange(keys.QUEUE, 0, -1) == [f"{RID}:2:0".encode()]
-    await queue.take(job_id(RID, 1, 0))
+    await queue.take(RID, job_id(RID, 1, 0), None)
     assert await queue.enqueue(RID, 1, enqueues=0, now_ms=now_ms()), "its id is free again"
 
 
-@pytest.mark.parametrize("payload", ["", "x", "[]", "{}", '{"request_id":"a"}', '{"request_id":"a","attempt":"x"}'])
+async def test_a_run_whose_job_is_taken_is_looked_at_when_its_lease_would_end(redis: Redis, queue: Queue) -> None:
+    """However long it had waited in the queue: who took it may die before the claim, or right after it."""
+    await redis.zadd(keys.LEASES, {RID: now_ms() + 300_000})
+    await queue.enqueue(RID, 1, enqueues=0, now_ms=now_ms())
+    await queue.take(RID, job_id(RID, 1, 0), 12_345)
+    assert await redis.zscore(keys.LEASES, RID) == 12_345
+
+
+STRANGE = ["", "x", "[]", "{}", '{"request_id":"a"}', '{"request_id":"a","attempt":1}']
+STRANGE += [f'{{"request_id":"{RID}","attempt":"x"}}', f'{{"request_id":"{RID}\\n","attempt":1}}']
+
+
+@pytest.mark.parametrize("payload", STRANGE)
 def test_a_payload_that_we_did_not_write_is_an_error_that_names_itself(payload: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         parse_job(payload)
