@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from broker.events import Entry
 from broker.fold import fold
 from broker.ids import EventId
 from tests.kit.findings import STATUS_OF, Exempt, Finding, of_log, of_pages, of_poll, of_reading, of_text
-from tests.kit.history import History
+from tests.kit.history import History, Poll, Reading
 from tests.kit.sse import Event
 
 # -- one log, one reader, one poll: for tests that have a few ----------------------------------------------------
@@ -117,22 +117,38 @@ def check(
     /events gave them, each with its `void`; `texts` are what the surviving tokens of the runs must say.
     """
     found: list[Violation] = []
-    readings = list(history.readings.values())
-    known = {submit.request_id for submit in history.submits} | {reading.request_id for reading in readings}
-    for request_id in sorted((known | set(logs) | set(polls)) - {""}):
-        log, exempt = logs.get(request_id, ()), allowed.of(request_id)
-        found += _violations(request_id, "", _of_run(request_id, log, polls.get(request_id), exempt))
-        found += _violations(request_id, "", _over_time(request_id, history, polls.get(request_id), exempt))
+    readings = _by_run(history.readings.values())
+    seen = _by_run(history.polls)
+    accepted = {submit.request_id for submit in history.submits}
+    for request_id in sorted(accepted | {*logs, *polls, *readings, *seen}):
+        log, run, exempt = logs.get(request_id, ()), polls.get(request_id), allowed.of(request_id)
+        findings: list[Finding] = []
+        if request_id:  # "" is that of readers whose submit was never accepted
+            findings += [*_of_run(request_id, log, run, exempt), *_over_time(seen.get(request_id, ()), run, exempt)]
+        if any(finding.kind == "altered" for finding in findings):
+            log = ()  # it cannot be read, so nothing can be compared with it
+        if log and run is not None:
+            findings += of_poll(run, log)
         if log and pages is not None:
-            found += _violations(request_id, "", of_pages(pages.get(request_id, ()), log))
+            findings += of_pages(pages.get(request_id, ()), log)
         if log and texts is not None and request_id in texts:
-            found += _violations(request_id, "", of_text(texts[request_id], log))
-    for reading in readings:
-        findings = of_reading(reading, logs.get(reading.request_id, ()), allowed.of(reading.request_id))
-        found += _violations(reading.request_id, reading.name, findings)
+            findings += of_text(texts[request_id], log)
+        found += _violations(request_id, "", findings)
+        for reading in readings.get(request_id, ()):
+            found += _violations(request_id, reading.name, of_reading(reading, log, exempt))
     if not allowed.lost_keys:
         found += _twins(history)
     return found
+
+
+T = TypeVar("T", Reading, Poll)
+
+
+def _by_run(items: Iterable[T]) -> dict[str, list[T]]:
+    grouped: dict[str, list[T]] = {}
+    for item in items:
+        grouped.setdefault(item.request_id, []).append(item)
+    return grouped
 
 
 def _violations(request_id: str, reader: str, findings: Iterable[Finding]) -> Iterator[Violation]:
@@ -146,25 +162,20 @@ def _violations(request_id: str, reader: str, findings: Iterable[Finding]) -> It
 
 
 def _of_run(request_id: str, log: Sequence[Entry], run: Mapping[str, Any] | None, exempt: Exempt) -> Iterator[Finding]:
-    """P2, P3, P7, P23."""
+    """P2, P3, P7."""
     if not log or run is None:
         if not exempt.missing:
             yield Finding("missing", f"{len(log)} entries in the log, the poll says {run}")
         return
-    findings = list(of_log(log, finished=not exempt.unfinished or log[-1].terminal))
-    yield from findings
-    if not any(finding.kind == "altered" for finding in findings):
-        if json.loads(log[0].data).get("request_id") != request_id:
-            yield Finding("foreign", f"the log's start is {log[0].data}")
-        yield from of_poll(run, log)
+    yield from of_log(log, finished=not exempt.unfinished or log[-1].terminal)
+    if log[0].type == "start" and json.loads(log[0].data).get("request_id") != request_id:
+        yield Finding("foreign", f"the log's start is {log[0].data}")
 
 
-def _over_time(request_id: str, history: History, last: Mapping[str, Any] | None, exempt: Exempt) -> Iterator[Finding]:
+def _over_time(polls: Sequence[Poll], last: Mapping[str, Any] | None, exempt: Exempt) -> Iterator[Finding]:
     """A run that has ended stays as it is, and one that was accepted is there."""
     ended: dict[str, Any] | None = None
-    for at, polled, run in history.polls:
-        if polled != request_id:
-            continue
+    for at, _, run in polls:
         if run is None:
             if not exempt.missing:
                 yield Finding("missing", f"a poll at {at} s found nothing")

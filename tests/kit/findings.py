@@ -101,7 +101,7 @@ def of_poll(run: Mapping[str, Any], log: Sequence[Entry]) -> Iterator[Finding]:
     said: dict[str, Any] = json.loads(end.data) if end.terminal else {}
     tokens = [json.loads(entry.data)["text"] for entry in kept if entry.type == "token"]
     answer = said.get("answer")
-    start = json.loads(log[0].data)
+    start: dict[str, Any] = json.loads(log[0].data)
     expected = {
         "finished_at": run["finished_at"] if end.terminal else None,
         "last_event_id": str(log[-1].id),
@@ -109,8 +109,8 @@ def of_poll(run: Mapping[str, Any], log: Sequence[Entry]) -> Iterator[Finding]:
         "citations": said.get("citations", []),
         "usage": said.get("usage", {}),
         "error": said if end.type == "error" else None,
-        "request_id": start["request_id"],
-        "session_id": start["session_id"],
+        "request_id": start.get("request_id"),
+        "session_id": start.get("session_id"),
         "attempt": max((json.loads(entry.data)["attempt"] for entry in log if entry.type == "attempt"), default=0),
     }
     statuses = (STATUS_OF[end.type],) if end.terminal else ("queued", "running")
