@@ -16,6 +16,7 @@ from broker.runs.primaries import Primaries
 from broker.runs.scripts import Answer, Lease, Reply, Scripts
 from tests.kit.checker import check_log
 from tests.kit.pair import Pair
+from tests.kit.proxy import Proxy
 from tests.kit.runs import FINAL, RETENTION_MS, append, claim, field, lose_worker, queued, running, words
 
 SETTLE = 0.5
@@ -248,6 +249,57 @@ async def test_two_failovers_that_follow_each_other_take_nothing(closer: Closer)
     for lease in (mended, anew):
         await closer.until_status(lease.request_id, "cancelled")
         check_log(await closer.log(lease.request_id))
+
+
+async def test_what_waited_for_a_primary_to_settle_is_kept_from_when_it_was_made(
+    closer: Closer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the replica had before that is no proof."""
+    monkeypatch.setattr(primaries, "SETTLE_SECONDS", 3)
+    lease = await closer.running("a")
+    closer.pair.link.pause()
+    await append(closer.scripts, lease, 3, *words("lost"))
+    await closer.cancel(lease.request_id)
+    await closer.pair.fail_over()
+    await closer.pair.rejoin()
+    joined = asyncio.get_running_loop().time()
+    async with asyncio.timeout(10):
+        while closer.primaries.covered(lease.request_id) < joined:
+            await asyncio.sleep(0.02)
+    closer.pair.link.pause()
+    assert await closer.status(lease.request_id) == "running", "this test was too slow to test anything"
+    await closer.until_status(lease.request_id, "cancelled")
+    await asyncio.sleep(0.3)
+    await closer.pair.fail_over()
+    await closer.until_status(lease.request_id, "cancelled")
+
+
+async def test_the_word_of_an_old_primary_that_comes_late_is_not_relied_on(pair: Pair) -> None:
+    """It stood still with the cancel in its socket, was replaced, and then answered."""
+    async with Closer(pair) as closer:
+        lease = await closer.running("a")
+        with Proxy(pair.primary.port, raw=True) as way:
+            slow = connect(way.url, connections=2)
+            closings = Closings(Scripts(slow), closer.primaries, retention_ms=RETENTION_MS)
+            keeping = asyncio.create_task(closings.run())
+            await slow.ping()
+            pair.primary.pause()
+            cancelling = asyncio.create_task(closings.close(lease.request_id, CLIENT, "cancelled"))
+            await asyncio.sleep(0.1)
+            began = asyncio.get_running_loop().time()
+            pair.replica.promote()
+            await asyncio.to_thread(pair.address.point_to, pair.replica.port)
+            async with asyncio.timeout(10):
+                while closer.primaries.changed_at(lease.request_id) < began:
+                    await asyncio.sleep(0.02)
+            pair.primary.resume()
+            assert (await cancelling).answer is Answer.OK
+            assert await closer.status(lease.request_id) == "running"
+            await asyncio.to_thread(way.point_to, pair.replica.port)
+            await closer.until_status(lease.request_id, "cancelled")
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            await slow.aclose(close_connection_pool=True)
 
 
 # -- ends that workers wrote -------------------------------------------------------------------------------------
