@@ -26,6 +26,8 @@ POLL_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
 TAIL_SECONDS = 30.0
 """Without a replica: what a primary has had for so long is on its disk."""
+FSYNC_SECONDS = 2.0
+"""A primary that comes back after a power cut has lost the last second or two; its replicas then forget them as well."""
 CLOCK_JUMP_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 
@@ -190,7 +192,7 @@ class Primaries:
         changed = any(self._known.get(name, _NOBODY).replid != replid for name, replid in replids.items())
         ages: dict[str, float] = {}
         if changed and all(replids.values()):
-            known = await primary_ages(self._registry, list(replids.values()))
+            known = await primary_ages(self._registry, list(replids.values()), first=not self._known)
             ages = {name: age / 1000 for name, age in zip(replids, known, strict=True)}
         back = False
         for name, (asked, info) in found.items():
@@ -224,6 +226,8 @@ class Primaries:
             )
             primary.calm_since = now
         primary.clock_ms = clock_ms
+        if info["full"]:  # so that no owner can renew its lease
+            primary.calm_since = now
         primary.covered = max(primary.covered, self._covers(primary, asked, info))
         return back
 
@@ -238,21 +242,27 @@ class Primaries:
         covered = float("-inf")
         while primary.marks and primary.marks[0][1] <= min(offsets):
             covered, _ = primary.marks.popleft()
-        return covered
+        return min(covered, asked - FSYNC_SECONDS)
 
 
 _NOBODY = _Primary()
 
 
 async def _ask(shard: Shard) -> dict[str, Any]:
-    """INFO replication, and `time_ms`. A server that does not tell, or a fake one, has no `master_replid`."""
+    """INFO replication, `time_ms`, and `full`: whether writes are refused for want of memory.
+
+    A server that does not tell, or a fake one, has no `master_replid`.
+    """
     seconds, micros = await shard.redis.time()
     try:
         info: dict[str, Any] = await shard.redis.info("replication")
+        memory: dict[str, Any] = await shard.redis.info("memory")
     except ResponseError as error:
         if is_away(error):
             raise
-        info = {}
+        info, memory = {}, {}
     if info.get("role") == "slave":
         raise ReadOnlyError("this server is a replica")
-    return {**info, "time_ms": int(seconds) * 1000 + int(micros) // 1000}
+    used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
+    full = 0 < memory.get("maxmemory", 0) < used
+    return {**info, "full": full, "time_ms": int(seconds) * 1000 + int(micros) // 1000}

@@ -256,9 +256,13 @@ async def claim_key(
     return IdempotencyClaim(held_id, held_digest, int(claimed_at))
 
 
-async def primary_ages(redis: Redis, replids: Sequence[str]) -> list[int]:
-    """For how many milliseconds each primary is known to have its present data, noted for all (PROTOCOL 4.6)."""
-    ages: list[int] = await redis.register_script(_text("primaries"))(keys=[keys.PRIMARIES], args=list(replids))
+async def primary_ages(redis: Redis, replids: Sequence[str], *, first: bool = True) -> list[int]:
+    """For how many milliseconds each primary is known to have its present data, noted for all (PROTOCOL 4.6).
+
+    `first`: the caller has known no others, so where nothing is noted these are the first of all.
+    """
+    script = redis.register_script(_text("primaries"))
+    ages: list[int] = await script(keys=[keys.PRIMARIES], args=[int(first), *replids])
     return ages
 
 

@@ -345,7 +345,7 @@ async def test_of_two_reapers_only_one_enqueues_again(redis: Redis, scripts: Scr
 async def test_a_run_is_not_enqueued_for_another_attempt(redis: Redis, scripts: Scripts, attempt: int) -> None:
     request_id = await queued(scripts)
     assert (await scripts.requeue(request_id, attempt, 0)).answer is Answer.REFUSED
-    assert await field(redis, request_id, "enqueues") == ""
+    assert await field(redis, request_id, "enqueues") == "0"
 
 
 async def test_a_run_that_is_not_queued_is_not_enqueued_again(redis: Redis, scripts: Scripts) -> None:
@@ -584,6 +584,15 @@ async def test_a_primary_that_comes_later_is_there_since_now_for_everybody(redis
     await redis.hincrby(keys.PRIMARIES, "b", -10_000)  # type: ignore[misc]
     [later] = await primary_ages(redis, ["b"])
     assert first[0] + 10_000 <= later < 70_000
+
+
+async def test_where_what_was_noted_is_lost_a_primary_that_comes_later_is_still_not_the_first(redis: Redis) -> None:
+    """The queue's Redis came back empty, and then the runs' fails over."""
+    await primary_ages(redis, ["a"])
+    await redis.delete(keys.PRIMARIES)
+    [found] = await primary_ages(redis, ["b"], first=False)
+    [told] = await primary_ages(redis, ["b"])
+    assert 0 <= found <= told < 60_000
 
 
 async def test_all_shards_of_a_new_service_are_first(redis: Redis) -> None:
