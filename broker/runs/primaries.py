@@ -27,7 +27,7 @@ SETTLE_SECONDS = 5.0
 TAIL_SECONDS = 30.0
 """Without a replica: what a primary has had for so long is on its disk."""
 FSYNC_SECONDS = 2.0
-"""A primary that comes back after a power cut has lost the last second or two; its replicas then forget them as well."""
+"""A primary that comes back after a power cut has lost the last second or two; its replicas forget them as well."""
 CLOCK_JUMP_SECONDS = 1.0
 _AGAIN_SECONDS = 0.1
 
