@@ -103,6 +103,7 @@ class Jobs:
         )
         taker.in_progress_timeout_s = _START_SECONDS
         taker.is_stopping, taker.on_free = lambda: self._stopping, self.ring
+        taker.job_tasks = _ByJob()
         return taker
 
     async def _job(self, ctx: dict[str, Any], payload: str) -> None:
@@ -123,6 +124,13 @@ class Jobs:
             logger.exception("a job failed", extra={"job_id": ctx["job_id"], "error": repr(error)})
         finally:
             self._running.discard(task)
+
+
+class _ByJob(dict[str, Any]):
+    """What arq knows of jobs by their ids. One may come twice at once, from a queue that a failover has rolled back."""
+
+    def __delitem__(self, job_id: str) -> None:
+        self.pop(job_id, None)
 
 
 class _Taker(ArqWorker):

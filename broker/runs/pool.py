@@ -40,7 +40,7 @@ class Cancellable(AbstractConnection if TYPE_CHECKING else object):  # type: ign
             await self.disconnect(nowait=True)
             if isinstance(error, builtins.TimeoutError):
                 raise TimeoutError("Timeout writing to Redis") from None
-            if isinstance(error, OSError):
+            if isinstance(error, (OSError, RuntimeError)):  # uvloop has the latter for a transport that was closed
                 raise ConnectionError(f"Writing to Redis failed: {error}") from error
             raise
 

@@ -221,7 +221,8 @@ class _RawLink(_Link, asyncio.Protocol):
         self._heard = True
 
     def send(self, *command: str) -> None:
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
+        if not self._transport.is_closing():  # uvloop raises; that it is lost is told by `run`
+            self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
