@@ -3,6 +3,7 @@
 PORT = 8000
 DOCS =
 ARGS =
+MINUTES = 60
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest $(ARGS)
 # Debian has nginx where a user's PATH may not lead.
@@ -21,7 +22,7 @@ help:
 	@echo 'make demo     run everything on this machine until Ctrl-C (PORT=8000, DOCS=directory)'
 	@echo 'make test     install what the tests need, then check and test everything (ARGS=options of pytest)'
 	@echo 'make lint     only the static checks'
-	@echo 'make chaos    the tests with all their loops whole, which takes long'
+	@echo 'make chaos    storms of random faults, then the tests with all their loops whole (MINUTES=60)'
 	@echo 'make bench    measure (ARGS=options of the benchmark)'
 	@echo 'make clean    remove what this made, but not the data of the demo, .demo'
 	@echo
@@ -46,6 +47,7 @@ bench: .venv/.test
 
 chaos: .venv/.test
 	@tests/setup.sh
+	$(PY) -m tests.chaos --minutes $(MINUTES)
 	BROKER_TEST_LONG=1 $(PYTEST)
 
 clean:
