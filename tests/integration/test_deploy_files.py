@@ -21,6 +21,7 @@ from broker.gateway.requests import MAX_BODY, MAX_WAIT_SECONDS
 from broker.settings import Settings
 from tests.kit import deploy
 from tests.kit.processes import SECRET
+from worker.main import HAND_OVER_SECONDS
 
 COMPOSE = deploy.compose({"BROKER_JWT_SECRET": SECRET})["services"]
 MANIFESTS = deploy.manifests()
@@ -30,9 +31,9 @@ VERSIONS = [f"1.{minor}" for minor in range(27, int(kubernetes_validate.latest_v
 
 GATEWAY_SECONDS = 10
 """From SIGTERM to the exit, at most: P17."""
-WORKER_SECONDS = 20
-"""What a worker may need beside its grace period: for a job that is being taken, for agents that are slow to stop, and
-to close its connections. tests/integration/test_deploy_k8s.py has an agent that does not stop."""
+WORKER_SECONDS = HAND_OVER_SECONDS + 10
+"""What a worker may need beside its grace period: for a job that is being taken, for agents that are slow to stop, for
+closings that are kept. tests/integration/test_deploy_k8s.py has an agent that does not stop."""
 
 
 def spec(role: str) -> dict[str, Any]:
