@@ -264,7 +264,7 @@ class _Closing:
             reply = await self._closings.append(self._tail)
             if reply.answer not in (Answer.LOST, Answer.FENCED):
                 return reply.answer in (Answer.OK, Answer.DUP)
-            self._tail, self._token = None, secrets.token_hex(8)
+            self._tail = None
         return (await self.make(self._closings.again)).answer is Answer.OK
 
 

@@ -242,3 +242,11 @@ async def stepper(run: Run) -> Events:
         if n % every == every - 1:
             yield Checkpoint(state={"done": n + 1})
         await asyncio.sleep(run.parameters.get("pause", 0))
+
+
+async def bulky(run: Run) -> Events:
+    """As `chatter`, with `size` characters of ballast beside each token: more than a worker keeps for a repair."""
+    for n in range(run.parameters["count"]):
+        yield Token(text=numbered(run.request_id, n))
+        yield Data(name="ballast", value="x" * run.parameters.get("size", 60_000))
+        await asyncio.sleep(run.parameters.get("pause", 0))

@@ -36,6 +36,8 @@ TORN_BYTES = 2_000
 class Plan:
     """What is started, and how readers behave. Shares are of the readers."""
 
+    name: str = ""
+    """Begins the names of its queries, keys and files: two loads on one service have one each."""
     runs: int = 10
     readers: int = 3
     """Of each run: EventSources. The first of every second run also submits it, with a POST that it repeats."""
@@ -113,7 +115,7 @@ class Load:
         self.gateways = list(gateways)
         self.plan = plan
         self.chance = chance
-        self.history = History(folder / "history.jsonl")
+        self.history = History(folder / f"{plan.name}history.jsonl")
         self.runs: dict[str, str] = {}
         """The request_ids so far, by their Idempotency-Key."""
         self._redis_url = redis_url
@@ -153,10 +155,11 @@ class Load:
 
     async def _group(self, n: int) -> None:
         """A run and its readers."""
-        plan, key = self.plan, f"key-{n}"
+        plan, key = self.plan, f"{self.plan.name}key-{n}"
         await asyncio.sleep(self.chance.random() * plan.spread)
         parameters = {"count": plan.count, "pause": plan.pause}
-        query = {"query": f"run {n}", "agent": plan.agents[n // 2 % len(plan.agents)], "parameters": parameters}
+        agent = plan.agents[n // 2 % len(plan.agents)]
+        query = {"query": f"{plan.name}run {n}", "agent": agent, "parameters": parameters}
         body = json.dumps(query).encode("ascii")
         names = [f"{n}.{k}" for k in range(plan.readers)]
         async with asyncio.TaskGroup() as group:

@@ -58,6 +58,7 @@ AGENTS = (
     "kills",
     "chatter",
     "stepper",
+    "bulky",
 )
 
 
