@@ -35,7 +35,7 @@ class World:
     history: History = field(default_factory=History)
     log: list[Entry] = field(default_factory=list)
     lost: list[Entry] = field(default_factory=list)
-    """What the last failover took."""
+    """What failovers have taken, and nobody has written again."""
     last_epoch: int = 0
     attempts: int = 0
     cursors: dict[str, EventId] = field(default_factory=dict)
@@ -62,13 +62,18 @@ class World:
         data = Attempt(attempt=self.attempts, reason="worker_lost", resume_from=str(resume_from)).json_data()
         self.log.append(Entry(EventId(self.last_epoch, 1), "attempt", data))
 
+    def can_write(self) -> bool:
+        """Whether the epoch's writer may go on: it has repaired its tail first, for it uses no id twice."""
+        self.repair(len(self.lost))
+        return self.end.epoch > 0 and all(entry.id.epoch != self.end.epoch for entry in self.lost)
+
     def tokens(self, count: int) -> None:
-        for _ in range(count if self.end.epoch else 0):
+        for _ in range(count if self.can_write() else 0):
             epoch, seq = self.end.epoch, self.end.seq + 1
             self.log.append(Entry(EventId(epoch, seq), "token", Token(text=f"{epoch}.{seq} ").json_data()))
 
     def close(self, kind: str) -> None:
-        if self.end.epoch == 0 or kind == "cancelled":
+        if not self.can_write() or kind == "cancelled":
             self.last_epoch = max(self.last_epoch, self.end.epoch) + 1
             data = Attempt(attempt=self.attempts, reason="cancelled", resume_from=str(self.end)).json_data()
             self.log.append(Entry(EventId(self.last_epoch, 1), "attempt", data))
@@ -82,8 +87,9 @@ class World:
     def roll_back(self, count: int) -> None:
         """A failover: the last entries are gone, but never `start`."""
         at = max(len(self.log) - count, 1)
-        self.lost, self.log = self.log[at:], self.log[:at]
-        gone = {entry.id for entry in self.lost}
+        gone = {entry.id for entry in self.log[at:]}
+        self.lost = sorted([*self.lost, *self.log[at:]])
+        self.log = self.log[:at]
         self.told = self.told or any(
             EventId.parse(frame.id) in gone
             for reading in self.history.readings.values()
@@ -92,11 +98,11 @@ class World:
         )
 
     def repair(self, count: int) -> None:
-        """Their writers append what was lost again, under the same ids, unless somebody else has written since."""
+        """Their writers append what was lost again, under the same ids, unless a later epoch has begun since."""
         for entry in self.lost[:count]:
             if entry.id > self.end and (entry.id.seq == 1 or entry.id == EventId(self.end.epoch, self.end.seq + 1)):
                 self.log.append(entry)
-        self.lost = self.lost[count:]
+                self.lost.remove(entry)
 
     # -- readers ---------------------------------------------------------------------------------------------
 
