@@ -122,6 +122,11 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, AWAY) or (isinstance(error, RedisError) and _AWAY_WORDS.search(str(error)) is not None)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Redis has refused a write because its memory is full: an outage that somebody has to end."""
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, RedisError) and ": -OOM " in str(error))
+
+
 # Inside a script's error 6.2 has them after "-": "Error running script (call to f_…): @user_script:9: -OOM command …"
 _AWAY_WORDS = re.compile(
     r"(?:^|: -?)(?:OOM|READONLY|LOADING|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|MISCONF|BUSY)\b"
@@ -136,7 +141,13 @@ def unavailable() -> Iterator[None]:
     except Exception as error:
         if not is_away(error):
             raise
-        raise Unavailable("Redis cannot be reached or does not accept writes. Nothing was lost; try again.") from error
+        raise Unavailable(f"Redis {_why(error)}. Nothing was lost; try again.") from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, NotReplicated):
+        return "has no replica that confirms writes at present"
+    return "is out of memory" if is_out_of_memory(error) else "cannot be reached or does not accept writes"
 
 
 async def until_answered(call: Callable[[], Awaitable[T]], what: str, **fields: str) -> T:
@@ -149,7 +160,8 @@ async def until_answered(call: Callable[[], Awaitable[T]], what: str, **fields: 
             if not is_away(error):
                 raise
             if failures == 0:
-                logger.warning(f"{what} failed, trying again", extra={**fields, "error": repr(error)})
+                reason = {"reason": "Redis is out of memory"} if is_out_of_memory(error) else {}
+                logger.warning(f"{what} failed, trying again", extra={**fields, **reason, "error": repr(error)})
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
             failures += 1
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from broker.runs.connections import is_away
+from broker.runs.memory import SOUND, Memory, memory_of, report
 from broker.runs.scripts import Answer, Reply, primary_ages
 from broker.runs.shards import Shard, shard_of, shards
 
@@ -46,6 +47,7 @@ class _Primary:
     covered: float = float("-inf")
     """What was acknowledged before this time has reached every replica, or is TAIL_SECONDS old."""
     away: bool = False
+    memory: Memory = SOUND
     clock_ms: float | None = None
     """Its time less the event loop's."""
     replicas: int = 0
@@ -226,8 +228,10 @@ class Primaries:
             )
             primary.calm_since = now
         primary.clock_ms = clock_ms
-        if info["full"]:  # so that no owner can renew its lease
+        if info["memory"].full:  # so that no owner can renew its lease
             primary.calm_since = now
+        report(primary.memory, info["memory"], name)
+        primary.memory = info["memory"]
         primary.covered = max(primary.covered, self._covers(primary, asked, info))
         return back
 
@@ -249,10 +253,7 @@ _NOBODY = _Primary()
 
 
 async def _ask(shard: Shard) -> dict[str, Any]:
-    """INFO replication, `time_ms`, and `full`: whether writes are refused for want of memory.
-
-    A server that does not tell, or a fake one, has no `master_replid`.
-    """
+    """INFO replication, `time_ms`, and `memory`. A server that does not tell, or a fake one, has no `master_replid`."""
     seconds, micros = await shard.redis.time()
     try:
         info: dict[str, Any] = await shard.redis.info("replication")
@@ -263,6 +264,4 @@ async def _ask(shard: Shard) -> dict[str, Any]:
         info, memory = {}, {}
     if info.get("role") == "slave":
         raise ReadOnlyError("this server is a replica")
-    used = memory.get("used_memory", 0) - memory.get("mem_not_counted_for_evict", 0)
-    full = 0 < memory.get("maxmemory", 0) < used
-    return {**info, "full": full, "time_ms": int(seconds) * 1000 + int(micros) // 1000}
+    return {**info, "memory": memory_of(memory), "time_ms": int(seconds) * 1000 + int(micros) // 1000}

@@ -29,6 +29,7 @@ ANY = "0" * 32
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primaries, "SETTLE_SECONDS", SETTLE)
+    monkeypatch.setattr(primaries, "FSYNC_SECONDS", 0)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -180,7 +181,9 @@ async def test_a_server_that_stood_still_has_lost_nothing_and_nobody_waits(serve
             assert looker.primaries.away
         finally:
             server.resume()
+        resumed = now()
         await looker.until_it_answers()
+        assert looker.primaries.calm_since(ANY) >= resumed
         assert not looker.primaries.away
         assert looker.changes == 1
         assert await looker.waits() < SETTLE / 2
