@@ -354,6 +354,7 @@ def set_run(story: Story, **fields: Any) -> None:
     run = story.polls[RUN]
     assert run is not None
     story.polls[RUN] = {**run, **fields}
+    story.history.polls.clear()
 
 
 def add_frames(story: Story, *entries: tuple[str, str, str], reader: str = "b") -> None:
