@@ -28,6 +28,7 @@ LOST = Error(code="worker_lost", message="The workers were lost.")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primaries, "SETTLE_SECONDS", SETTLE)
     monkeypatch.setattr(primaries, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(primaries, "FSYNC_SECONDS", 0)
     monkeypatch.setattr(closings, "_TICK_SECONDS", 0.05)
 
 
@@ -251,16 +252,21 @@ async def test_two_failovers_that_follow_each_other_take_nothing(closer: Closer)
         check_log(await closer.log(lease.request_id))
 
 
+@pytest.mark.parametrize("again", [True, False])
 async def test_what_waited_for_a_primary_to_settle_is_kept_from_when_it_was_made(
-    closer: Closer, monkeypatch: pytest.MonkeyPatch
+    closer: Closer, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """What the replica had before that is no proof."""
     monkeypatch.setattr(primaries, "SETTLE_SECONDS", 3)
     lease = await closer.running("a")
     closer.pair.link.pause()
     await append(closer.scripts, lease, 3, *words("lost"))
-    await closer.cancel(lease.request_id)
+    if again:
+        await closer.cancel(lease.request_id)
     await closer.pair.fail_over()
+    if not again:
+        await closer.until_status(lease.request_id, "running")
+        cancelling = asyncio.create_task(closer.cancel(lease.request_id))
     await closer.pair.rejoin()
     joined = asyncio.get_running_loop().time()
     async with asyncio.timeout(10):
@@ -269,6 +275,8 @@ async def test_what_waited_for_a_primary_to_settle_is_kept_from_when_it_was_made
     closer.pair.link.pause()
     assert await closer.status(lease.request_id) == "running", "this test was too slow to test anything"
     await closer.until_status(lease.request_id, "cancelled")
+    if not again:
+        await cancelling
     await asyncio.sleep(0.3)
     await closer.pair.fail_over()
     await closer.until_status(lease.request_id, "cancelled")
