@@ -111,8 +111,8 @@ class Composed:
         """What the service's own health check says; without one, whether it runs."""
         assert self._runs(name), self.containers[name].log_text()
         kind, *command = self.services[name]["healthcheck"]["test"]
-        command = [self.network.here(argument, name) for argument in command]
-        command = ["sh", "-c", *command] if kind == "CMD-SHELL" else [*program(command[0]), *command[1:]]
+        assert kind == "CMD"
+        command = [*program(command[0]), *(self.network.here(argument, name) for argument in command[1:])]
         limit = deploy.seconds(self.services[name]["healthcheck"]["timeout"])
         done = subprocess.run(command, env=inherited(), capture_output=True, timeout=limit, check=False)
         return done.returncode == 0
