@@ -57,6 +57,11 @@ class Jobs:
         self.ring()
 
     @property
+    def running(self) -> int:
+        """How many jobs are under way."""
+        return len(self._running)
+
+    @property
     def unfinished(self) -> set[asyncio.Task[Any]]:
         """The tasks of jobs, and what arq does after each."""
         return {task for task in (*self._running, *self._arq_tasks.values()) if not task.done()}
@@ -142,6 +147,11 @@ class _Taker(ArqWorker):
         for job_id in job_ids:
             if self.is_stopping():
                 return
+            running = self.tasks.get(job_id.decode("ascii", "replace"))
+            if running is not None and not running.done():
+                # It came twice. arq keeps its books by this id, and the claim would refuse it.
+                await self.pool.zrem(self.queue_name, job_id)
+                continue
             try:
                 await super().start_jobs([job_id])
             except UnicodeDecodeError:

@@ -84,8 +84,13 @@ class Worker:
         logger.info("worker stopped", extra={"reaped": dict(self._reaper.counts)})
         return 1 if self._killed.is_set() else 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether something of a run is still going on here."""
+        return bool(self._jobs.unfinished)
+
     def stop(self) -> None:
-        """The first time: drain. The second time: now."""
+        """The first time: drain. The second time: now; what is under way is a reaper's then."""
         if self._stopping.is_set():
             self._killed.set()
         self._stopping.set()
@@ -106,7 +111,7 @@ class Worker:
         grace_ends = loop.time() + self._settings.grace_seconds
         killed = asyncio.create_task(self._killed.wait())
         if jobs := self._jobs.unfinished:
-            logger.info("draining", extra={"runs": len(jobs), "grace": self._settings.grace_seconds})
+            logger.info("draining", extra={"runs": self._jobs.running, "grace": self._settings.grace_seconds})
             ended = asyncio.create_task(asyncio.wait(jobs))
             for seconds in (self._settings.grace_seconds, HAND_OVER_SECONDS):
                 if not self._killed.is_set():
@@ -126,8 +131,9 @@ class Worker:
 
 async def serve(settings: Settings) -> int:
     """Runs a worker. Returns its exit code, unless an agent that does not end keeps the process from ending."""
-    code = await Worker(settings, load(settings)).run()
-    if left_behind():
+    worker = Worker(settings, load(settings))
+    code = await worker.run()
+    if left_behind() or worker.busy:
         # asyncio would wait for the agent's task without a limit.
         logging.shutdown()
         os._exit(code)

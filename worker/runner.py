@@ -10,7 +10,7 @@ import secrets
 import time
 from typing import Any
 
-from broker.events import TERMINAL, AttemptReason, Cancelled, Error
+from broker.events import AttemptReason, Cancelled, Error, Final
 from broker.runs import keys
 from broker.runs.connections import connect, is_away, until_answered
 from broker.runs.leases import FORGET_MS
@@ -185,7 +185,7 @@ class Runner:
         await self._after(lease, publisher, outcome)
 
     async def _after(self, lease: Lease, publisher: Publisher, outcome: Outcome) -> None:
-        if outcome.status in TERMINAL:
+        if outcome.status in (Final.type, Error.type):
             self._ended.append(lease.request_id)
             self._parts.closings.keep_tail(publisher.tail(), publisher.written_at, self._lost)
         elif outcome.status == HANDED_OVER:

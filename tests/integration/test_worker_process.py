@@ -284,12 +284,16 @@ def test_a_job_that_comes_twice_is_executed_once_and_the_run_still_hears_its_can
             f"arq:job:{request_id}:1:{n}", json.dumps({"t": None, "f": "run", "a": [payload], "k": {}, "et": 1})
         )
         stage.direct.zadd(keys.QUEUE, {f"{request_id}:1:{n}": n + 1})
-    wait_for(lambda: len(worker.logged("claim refused", request_id=request_id)) == 2)
+    wait_for(lambda: bool(worker.logged("claim refused", request_id=request_id)))
+    wait_for(lambda: stage.direct.zcard(keys.QUEUE) == 0)
     assert stage.status(request_id) == "running"
     stage.client.post(f"/api/v1/runs/{request_id}/cancel").raise_for_status()
     wait_for(mark.exists, seconds=10)
     assert len(worker.logged("run started")) == 1
     assert not worker.logged("taking jobs failed")
+    wait_for(lambda: bool(worker.logged("run ended")))
+    assert worker.stop() == 0
+    assert not [line for line in worker.log_lines() if line["level"] == "ERROR"]
 
 
 # -- Redis goes away -----------------------------------------------------------------------------------------
