@@ -228,20 +228,29 @@ def numbered(run: str, n: int) -> str:
 
 
 async def chatter(run: Run) -> Events:
-    """`count` numbered tokens, `pause` seconds after each. A later attempt begins again."""
-    for n in range(run.parameters["count"]):
+    """`count` numbered tokens, `pause` seconds after each, and more until there is a file `until`, where one is named.
+
+    A later attempt begins again. The usage says how many they were.
+    """
+    n, until = 0, run.parameters.get("until")
+    while n < run.parameters["count"] or (until and not Path(until).exists()):
         yield Token(text=numbered(run.request_id, n))
+        n += 1
         await asyncio.sleep(run.parameters.get("pause", 0))
+    yield Final(usage={"tokens": n})
 
 
 async def stepper(run: Run) -> Events:
     """The same with a checkpoint after each `every`, from the last of which a later attempt goes on."""
-    every = run.parameters.get("every", 5)
-    for n in range((run.restored or {"done": 0})["done"], run.parameters["count"]):
+    every, until = run.parameters.get("every", 5), run.parameters.get("until")
+    n = (run.restored or {"done": 0})["done"]
+    while n < run.parameters["count"] or (until and not Path(until).exists()):
         yield Token(text=numbered(run.request_id, n))
-        if n % every == every - 1:
-            yield Checkpoint(state={"done": n + 1})
+        n += 1
+        if n % every == 0:
+            yield Checkpoint(state={"done": n})
         await asyncio.sleep(run.parameters.get("pause", 0))
+    yield Final(usage={"tokens": n})
 
 
 async def bulky(run: Run) -> Events:

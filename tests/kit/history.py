@@ -106,6 +106,12 @@ class History:
         """Seconds since it began."""
         return time.monotonic() - self._began
 
+    @property
+    def cut_streams(self) -> int:
+        """Connections that somebody else has broken while they were read."""
+        readings = self.readings.values()
+        return sum(connection.ending == "cut" for reading in readings for connection in reading.connections)
+
     # -- what is recorded ------------------------------------------------------------------------------------
 
     def reads(self, reader: str, request_id: str = "", cursor: str = "") -> Reading:
