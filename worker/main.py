@@ -45,7 +45,7 @@ class Worker:
         self._doorbell = Subscriber(
             connect(settings.queue_url, connections=1),
             on_message=lambda *_: self._jobs.ring(),
-            on_reset=self._jobs.ring,
+            on_reset=lambda _: self._jobs.ring(),
             channels=[keys.DOORBELL],
         )
         self._stopping = asyncio.Event()

@@ -37,13 +37,12 @@ _NOBODY = Principal(Owner("", ""), frozenset(), None)
 def make_app(settings: Settings) -> Access:
     """The ASGI application; its `state.gateway` has its parts."""
     redis = connect(settings.redis_url, connections=COMMAND_CONNECTIONS)
-    subscriptions = connect(settings.redis_url, connections=1)
     queue = Queue(settings.queue_url, connections=QUEUE_CONNECTIONS)
     runs = Runs(redis, queue, settings)
     gateway = Gateway(
         settings=settings,
         runs=runs,
-        hub=Hub(redis, subscriptions, settings, on_met=runs.met, on_watched=runs.watched),
+        hub=Hub(redis, redis, settings, on_met=runs.met, on_watched=runs.watched),
         authenticate=make_authenticator(settings),
     )
     table = route_table(gateway)
@@ -60,8 +59,7 @@ def make_app(settings: Settings) -> Access:
             await gateway.runs.close()
             await gateway.authenticate.close()
             await queue.close()
-            for client in (redis, subscriptions):
-                await client.aclose(close_connection_pool=True)
+            await redis.aclose(close_connection_pool=True)
 
     app = Starlette(
         routes=_starlette_routes(gateway, table),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from broker.errors import Unavailable
 from broker.gateway.channel import Channel, State
@@ -25,15 +25,18 @@ class Heartbeats:
         self,
         channels: Mapping[str, Channel],
         states: Callable[[Sequence[Channel]], Awaitable[list[State | None]]],
+        by_shard: Callable[[Iterable[Channel]], list[list[Channel]]],
         reread: Callable[[Channel], asyncio.Task[None]],
         seconds: float,
         *,
         on_met: Callable[[Sequence[str]], Awaitable[None]],
         on_watched: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`states` asks Redis, `reread` starts to read a run again; the others are the hub's."""
+        """`states` asks Redis, `by_shard` says what can be asked together, `reread` starts to read a run again; the
+        others are the hub's."""
         self._channels = channels
         self._states = states
+        self._by_shard = by_shard
         self._reread = reread
         self._heartbeat = seconds
         self._on_met = on_met
@@ -54,13 +57,14 @@ class Heartbeats:
                     for reader in view.readers:
                         if reader.cut_at is not None and reader.cut_at <= now:
                             reader.cut()
-            try:
-                await self._beat([channel for channel in self._channels.values() if channel.next_beat <= now])
-            except Exception:
-                logger.exception("heartbeats failed")
+            for due in self._by_shard([channel for channel in self._channels.values() if channel.next_beat <= now]):
+                try:
+                    await self._beat(due)
+                except Exception:
+                    logger.exception("heartbeats failed")
 
     async def _beat(self, due: list[Channel]) -> None:
-        """One pipelined read tells what every heartbeat says, and finds what pub/sub has missed (6.2)."""
+        """Of one shard. A pipelined read tells what every heartbeat says, and finds what pub/sub has missed (6.2)."""
         timeout, away = min(self._heartbeat / 10, 1.0), False
         seen: list[tuple[Channel, State | None]] = []
         for first in range(0, len(due), _READ_BATCH):

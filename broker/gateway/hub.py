@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -25,6 +25,7 @@ from broker.ids import EventId
 from broker.runs import keys, log
 from broker.runs.connections import is_away
 from broker.runs.record import Head
+from broker.runs.shards import Shard, read_with_time, shard_of, shards
 from broker.runs.subscriber import Subscriber
 from broker.settings import Settings
 
@@ -62,6 +63,7 @@ class Hub:
         self._heartbeats = Heartbeats(
             self._channels,
             self._states,
+            self._by_shard,
             self._start_reading,
             settings.heartbeat_seconds,
             on_met=on_met,
@@ -69,14 +71,14 @@ class Hub:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._subscriber = Subscriber(
-            subscriptions, on_message=self._message, on_batch=self._flush, on_reset=self._read_all_again
+            subscriptions, on_message=self._message, on_batch=self._flush, on_reset=self._read_again
         )
         self.draining = False
 
     def start(self) -> None:
         self._subscriber.start()
         self._spawn(self._heartbeats.run())
-        self._spawn(self._watch_primary())
+        self._spawn(self._watch_primaries())
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -236,13 +238,8 @@ class Hub:
         channel.flush()
 
     async def _states(self, channels: Sequence[Channel]) -> list[State | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for channel in channels:
-                pipe.hmget(keys.run(channel.request_id), _STATE_FIELDS)
-            pipe.time()
-            *rows, (seconds, micros) = await pipe.execute()
-        now_ms = seconds * 1000 + micros // 1000
-        return [_state(row, now_ms) for row in rows]
+        request_ids = [channel.request_id for channel in channels]
+        return [_state(row, now_ms) for row, now_ms in await read_with_time(self._redis, request_ids, _STATE_FIELDS)]
 
     # -- what Redis pushes -----------------------------------------------------------------------------------
 
@@ -281,28 +278,48 @@ class Hub:
                 channel.flush()
             self._dirty.clear()
 
-    def _read_all_again(self) -> None:
-        """The connection was lost and is back: messages may have been missed."""
-        for channel in self._channels.values():
+    def _read_again(self, names: Collection[str]) -> None:
+        """Messages of these channels may have been missed."""
+        for name in names:
+            channel = self._channels.get(keys.request_id_of(name))
+            if channel is None:
+                continue
             if channel.reading is not None:
                 channel.stale = True  # what is being read may be older than the loss
             elif channel.subscribed:
                 self._start_reading(channel)
 
-    async def _watch_primary(self) -> None:
-        """Commands and subscriptions go to the same primary, or are connected anew (PROTOCOL 8.2)."""
+    async def _watch_primaries(self) -> None:
+        """Commands and subscriptions go to the same primaries, or are connected anew (PROTOCOL 8.2)."""
         while True:
             await asyncio.sleep(_PRIMARY_SECONDS)
             try:
-                replid = (await self._redis.info("replication")).get("master_replid")
+                for shard in await shards(self._redis):
+                    await self._compare_primaries(shard)
             except Exception as error:
                 if not is_away(error):
-                    logger.exception("asking for the primary failed")
-                continue
-            if None not in (replid, self._subscriber.replid) and replid != self._subscriber.replid:
-                logger.warning("commands and subscriptions are on different primaries: connecting anew")
-                await self._redis.connection_pool.disconnect()
-                self._subscriber.reconnect()
+                    logger.exception("asking for the primaries failed")
+
+    async def _compare_primaries(self, shard: Shard) -> None:
+        try:
+            replid = (await shard.redis.info("replication")).get("master_replid")
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return
+        subscribed = self._subscriber.replid(shard.name)
+        if None not in (replid, subscribed) and replid != subscribed:
+            logger.warning(
+                "commands and subscriptions are on different primaries: connecting anew", extra={"shard": shard.name}
+            )
+            await shard.redis.connection_pool.disconnect()
+            self._subscriber.reconnect(shard.name)
+
+    def _by_shard(self, channels: Iterable[Channel]) -> list[list[Channel]]:
+        groups: dict[str, list[Channel]] = {}
+        for channel in channels:
+            groups.setdefault(shard_of(self._redis, channel.request_id), []).append(channel)
+        return list(groups.values())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.cluster import ClusterParser
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -28,7 +29,8 @@ from redis.exceptions import (
 )
 
 from broker.errors import Misconfigured, Unavailable
-from broker.redis_url import parse
+from broker.redis_url import Address, parse
+from broker.runs.cluster import Cluster
 from broker.runs.pool import Cancellable, Pool, Tcp, Tls, Unix, tls_context
 from broker.runs.sentinel import ElectedTcp, ElectedTls, Sentinels
 
@@ -60,7 +62,8 @@ AWAY = (
 
 
 def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redis:
-    """A client over at most `connections` connections; a caller waits up to `wait` seconds for a free one.
+    """A client over at most `connections` connections, of a Cluster for each node; a caller waits up to `wait` seconds
+    for a free one.
 
     Raises Misconfigured where the URL's certificates cannot be used.
     """
@@ -87,6 +90,13 @@ def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redi
         sentinels = Sentinels(where.nodes, where.master, kind, **asking)
         elected = ElectedTls if kind is Tls else ElectedTcp
         return Redis.from_pool(Pool(connection_class=elected, sentinels=sentinels, **pool, **options))
+    if where.kind == "cluster":
+        common = {**options, **pool, "connection_class": kind, "parser_class": ClusterParser}
+
+        def make_pool(address: Address, on_trouble: Callable[[], None]) -> Pool:
+            return Pool(on_trouble=on_trouble, **{**common, "host": address[0], "port": address[1]})
+
+        return Cluster(where.nodes, make_pool)
     return Redis.from_pool(Pool(connection_class=kind, **pool, **options))
 
 

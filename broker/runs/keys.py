@@ -30,6 +30,11 @@ def control(request_id: str) -> str:
     return f"sb:{{{request_id}}}:control"
 
 
+def beside(key: str) -> str:
+    """Another key in the same slot of a Cluster."""
+    return f"{key}:wait" if "{" in key else f"{{{key}}}:wait"
+
+
 def request_id_of(channel_name: str) -> str:
     """The run of a `channel` or `control`."""
     return channel_name[4:36]

@@ -17,6 +17,7 @@ from broker.events import TERMINAL, Attempt, AttemptReason
 from broker.ids import EventId
 from broker.runs import keys
 from broker.runs.connections import NotReplicated
+from broker.runs.shards import publish_verb
 
 WAIT_MS = 1000
 """How long a write may take to reach a replica."""
@@ -97,10 +98,10 @@ def source(name: str) -> str:
 class Scripts:
     """The scripts on one Redis. All raise redis-py's exceptions when Redis is away."""
 
-    def __init__(self, redis: Redis, *, publish: str = "PUBLISH", replicated: bool = False) -> None:
+    def __init__(self, redis: Redis, *, publish: str | None = None, replicated: bool = False) -> None:
         """`replicated`: what a client is told of waits for a replica (PROTOCOL 5.3), else raises NotReplicated."""
         self._redis = redis
-        self._publish = publish
+        self._publish = publish or publish_verb(redis)
         self._replicated = replicated
         self._scripts: dict[str, AsyncScript] = {}
 
@@ -213,7 +214,7 @@ async def _call_replicated(redis: Redis, script: AsyncScript, names: list[str], 
     while True:
         async with redis.pipeline(transaction=False) as pipe:
             pipe.evalsha(script.sha, len(names), *names, *args)
-            pipe.set(f"{names[0]}:wait", "", px=1)
+            pipe.set(keys.beside(names[0]), "", px=1)
             pipe.execute_command("WAIT", 1, WAIT_MS)
             answer, _, replicas = await pipe.execute(raise_on_error=False)
         if isinstance(answer, NoScriptError):

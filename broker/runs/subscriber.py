@@ -1,38 +1,37 @@
-"""One pub/sub connection for a whole process, read in batches.
-
-redis-py's PubSub costs more per message than the rest of the way to the socket. So redis-py opens the connection
-(TLS, AUTH and the rest stay its business), and then its transport gets a protocol of ours, which parses everything
-that one read brought and hands it over without a task or a queue between.
-"""
+"""The subscriptions of a process: one connection to each shard, each subscription on its run's shard."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import hiredis
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+
+from broker.redis_url import Address
+from broker.runs.layout import slot_of_key
+from broker.runs.link import Link, open_link
+from broker.runs.shards import Shard, renew, shard_of_key, shards
 
 logger = logging.getLogger(__name__)
 
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
-_PING_SECONDS = 5.0
 _STABLE_SECONDS = 1.0
 _CLOSE_SECONDS = 3.0
+_LOOK_SECONDS = 5.0
+_MOVING_SECONDS = 0.05
+"""What moves from one shard to another seldom moves alone."""
 
 
 class Subscriber:
-    """Keeps its subscriptions over reconnects.
+    """Keeps its subscriptions over reconnects, and over moves of slots between the shards of a Cluster.
 
     `on_message(channel, payload)` is called for each message and `on_batch()` after all that one read brought; both
-    must be quick and must not raise. `on_reset()` is called when messages may have been missed: everything that was
-    subscribed is subscribed again by then.
+    must be quick and must not raise. `on_reset(channels)` is called when messages of these channels may have been
+    missed: they are subscribed again by then.
     """
 
     def __init__(
@@ -41,115 +40,250 @@ class Subscriber:
         *,
         on_message: Callable[[str, bytes], None],
         on_batch: Callable[[], None] = lambda: None,
-        on_reset: Callable[[], None] = lambda: None,
+        on_reset: Callable[[Collection[str]], None] = lambda channels: None,
         channels: Iterable[str] = (),
     ) -> None:
-        self._redis = redis
-        self._on_message = on_message
-        self._on_batch = on_batch
-        self._on_reset = on_reset
+        """The connections are its own; of `redis` it only takes how they are made."""
+        self.redis = redis
+        self.on_message = on_message
+        self.on_batch = on_batch
+        self.on_reset = on_reset
         self._channels = set(channels)
-        self._confirmations: dict[str, deque[asyncio.Future[None]]] = {}
-        self._link: _Link | None = None
+        self._feeds: dict[str, _Feed] = {}
+        self._homes: dict[str, _Feed] = {}
+        """On which feed each channel is, or shall be."""
+        self._displaced = asyncio.Event()
+        self._hint: Address | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._supervise(), name="subscriber")
+        self._task = asyncio.create_task(self._tend(), name="subscriber")
+
+    async def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
+        await asyncio.gather(*(feed.close() for feed in self._feeds.values()))
+
+    @property
+    def connected(self) -> bool:
+        """To any shard: the runs on it can be served."""
+        return any(feed.link for feed in self._feeds.values())
+
+    def replid(self, shard: str = "") -> str | None:
+        """The `master_replid` of the server that it is connected to, as it was when it connected."""
+        feed = self._feeds.get(shard)
+        return feed.link.replid if feed and feed.link else None
+
+    def reconnect(self, shard: str = "") -> None:
+        """Drops the connection; another one follows."""
+        if shard in self._feeds:
+            self._feeds[shard].reconnect()
+
+    async def subscribe(self, channel: str) -> None:
+        """Returns when Redis has confirmed. Raises ConnectionError while there is no connection."""
+        self._channels.add(channel)
+        feed = self._feeds.get(shard_of_key(self.redis, channel))
+        if feed is None:
+            raise ConnectionError("the subscriber is not connected")
+        self._settle(channel, feed)
+        await feed.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Also for a subscription that was not confirmed; nothing where none was asked for."""
+        self._channels.discard(channel)
+        home = self._homes.pop(channel, None)
+        if home is not None:
+            home.leave(channel)
+
+    def displaced(self, channels: Collection[str], hint: Address | None = None) -> None:
+        """A server does not have them any more; `hint` may. They are settled anew."""
+        for channel in channels:
+            self._homes.pop(channel, None)
+        self._hint = hint or self._hint
+        self._displaced.set()
+
+    async def _tend(self) -> None:
+        """Keeps a feed for each shard, and each channel on the feed of its shard."""
+        failures = 0
+        while True:
+            try:
+                if self._displaced.is_set():
+                    self._displaced.clear()
+                    hint, self._hint = self._hint, None
+                    await renew(self.redis, hint)
+                await self._feed(await shards(self.redis))
+                failures = 0
+            except Exception as error:
+                if failures == 0:
+                    logger.warning("the shards are not known", extra={"error": repr(error)})
+                await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
+                failures += 1
+                continue
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._displaced.wait()
+                await asyncio.sleep(_MOVING_SECONDS)
+            except TimeoutError:
+                pass
+
+    async def _feed(self, found: list[Shard]) -> None:
+        servers = {shard.name: shard.redis for shard in found}
+        for name in self._feeds.keys() - servers.keys():
+            await self._feeds.pop(name).close()
+        for name, server in servers.items():
+            if name not in self._feeds:
+                self._feeds[name] = _Feed(self, name)
+            self._feeds[name].follow(server)
+        moved: dict[_Feed, list[str]] = {}
+        for channel in self._channels:
+            feed = self._feeds.get(shard_of_key(self.redis, channel))
+            if feed is not None and self._homes.get(channel) is not feed:
+                self._settle(channel, feed)
+                moved.setdefault(feed, []).append(channel)
+        for feed, channels in moved.items():
+            feed.adopt(channels)
+
+    def _settle(self, channel: str, feed: _Feed) -> None:
+        home = self._homes.get(channel)
+        if home is not None and home is not feed:
+            home.leave(channel)
+        self._homes[channel] = feed
+
+
+class _Feed:
+    """The connection to a shard, opened again whenever it ends, and the subscriptions on it."""
+
+    def __init__(self, owner: Subscriber, name: str) -> None:
+        self._owner = owner
+        self._name = name
+        self._server: Redis | None = None
+        self._channels: set[str] = set()
+        self._confirmations: dict[str, deque[asyncio.Future[None]]] = {}
+        self._leaving: dict[str, int] = {}
+        """How many of our own SUNSUBSCRIBEs are not answered: what is beyond them is the server's doing."""
+        self.link: Link | None = None
+        self._subscribing: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def follow(self, server: Redis) -> None:
+        """The shard's primary is `server` now."""
+        if self._server is not None and self._server is not server:
+            self.reconnect()
+        self._server = server
+        if self._task is None:
+            self._task = asyncio.create_task(self._supervise(), name="subscriptions")
+
+    def reconnect(self) -> None:
+        if self.link is not None:
+            self.link.abort()
 
     async def close(self) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
-    @property
-    def connected(self) -> bool:
-        return self._link is not None
-
-    @property
-    def replid(self) -> str | None:
-        """The `master_replid` of the server that it is connected to, as it was when it connected."""
-        return self._link.replid if self._link else None
-
-    def reconnect(self) -> None:
-        """Drops the connection; another one follows."""
-        if self._link is not None:
-            self._link.abort()
-
     async def subscribe(self, channel: str) -> None:
-        """Returns when Redis has confirmed. Raises ConnectionError while there is no connection."""
         self._channels.add(channel)
-        if self._link is None:
+        if self.link is None:
             raise ConnectionError("the subscriber is not connected")
         confirmed = self._expect(channel)
-        self._link.send("SUBSCRIBE", channel)
+        self.link.subscribe([channel])
         await confirmed
 
-    def unsubscribe(self, channel: str) -> None:
-        """Also for a subscription that was not confirmed; nothing where none was asked for."""
-        if channel not in self._channels:
-            return
+    def adopt(self, channels: Collection[str]) -> None:
+        """Subscribes to them in the background, or with the next connection."""
+        self._channels.update(channels)
+        if self.link is not None:
+            self._subscribe_again(self.link, channels)
+
+    def leave(self, channel: str) -> None:
         self._channels.discard(channel)
-        if self._link is not None:
-            self._link.send("UNSUBSCRIBE", channel)
+        if self.link is not None:
+            self.link.unsubscribe(channel)
+            if self.link.sharded:
+                self._leaving[channel] = self._leaving.get(channel, 0) + 1
 
     def _expect(self, channel: str) -> asyncio.Future[None]:
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._confirmations.setdefault(channel, deque()).append(confirmed)
         return confirmed
 
-    async def _resubscribe(self, link: _Link) -> None:
+    def _subscribe_again(self, link: Link, channels: Collection[str]) -> None:
+        task = asyncio.create_task(self._resubscribe(link, tuple(channels)))
+        self._subscribing.add(task)
+        task.add_done_callback(self._subscribing.discard)
+
+    async def _resubscribe(self, link: Link, channels: Collection[str]) -> None:
         """The reset is told only when every subscription holds again: what is read after it misses nothing."""
-        if self._channels:
-            confirmed = [self._expect(channel) for channel in self._channels]
-            link.send("SUBSCRIBE", *self._channels)
-            await asyncio.gather(*confirmed, return_exceptions=True)
-        self._on_reset()
+        confirmed = [self._expect(channel) for channel in channels]
+        if channels:
+            link.subscribe(channels)
+        results = await asyncio.gather(*confirmed, return_exceptions=True)
+        self._owner.on_reset([channel for channel, failure in zip(channels, results, strict=True) if failure is None])
 
     async def _supervise(self) -> None:
         failures = 0
         while True:
             try:
-                link = await _open(self._redis, self._received)
+                link = await self._open()
             except Exception as error:  # also a refusal, which the operator may yet mend
                 if failures == 0:
-                    logger.warning("pub/sub connection failed", extra={"error": repr(error)})
+                    logger.warning("pub/sub connection failed", extra={"shard": self._name, "error": repr(error)})
+                self._owner.displaced(())
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
             reconnected, began = failures > 0, asyncio.get_running_loop().time()
-            self._link = link
-            resubscribing = asyncio.create_task(self._resubscribe(link))
+            self.link = link
+            self._leaving.clear()
+            self._subscribe_again(link, self._channels)
             try:
                 if reconnected:
-                    logger.info("pub/sub connection restored", extra={"channels": len(self._channels)})
+                    fields = {"shard": self._name, "channels": len(self._channels)}
+                    logger.info("pub/sub connection restored", extra=fields)
                 await link.run()
             except Exception as error:
                 lived = asyncio.get_running_loop().time() - began
                 failures = 1 if lived > _STABLE_SECONDS else failures + 1
-                logger.warning("pub/sub connection lost", extra={"error": repr(error)})
+                logger.warning("pub/sub connection lost", extra={"shard": self._name, "error": repr(error)})
             finally:
-                self._link = None
-                resubscribing.cancel()
+                self.link = None
+                for task in self._subscribing:
+                    task.cancel()
                 await link.close()
-                self._fail_waiting()
+                self._fail(tuple(self._confirmations), "the connection was lost")
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF)) - 1])
 
-    def _fail_waiting(self) -> None:
-        waiting, self._confirmations = self._confirmations, {}
-        for futures in waiting.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(ConnectionError("the connection was lost"))
+    async def _open(self) -> Link:
+        while True:
+            server = self._server
+            assert server is not None
+            link = await open_link(self._owner.redis, server, self._received)
+            if server is self._server:
+                return link
+            await link.close()
 
-    def _received(self, replies: list[list[Any]]) -> None:
-        """Replies of one read: [kind, channel, payload]."""
+    def _fail(self, channels: Collection[str], why: str) -> None:
+        for channel in channels:
+            for future in self._confirmations.pop(channel, ()):
+                if not future.done():
+                    future.set_exception(ConnectionError(why))
+
+    def _received(self, replies: list[Any]) -> None:
+        """Replies of one read."""
         for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                self._refused(str(reply))
+                continue
             kind = reply[0]
-            if kind == b"message":
-                self._on_message(reply[1].decode("ascii"), reply[2])
-            elif kind == b"subscribe":
+            if kind in (b"message", b"smessage"):
+                self._owner.on_message(reply[1].decode("ascii"), reply[2])
+            elif kind in (b"subscribe", b"ssubscribe"):
                 self._confirmed(reply[1].decode("ascii"))
-        self._on_batch()
+            elif kind == b"sunsubscribe" and reply[1] is not None:
+                self._unsubscribed(reply[1].decode("ascii"))
+        self._owner.on_batch()
 
     def _confirmed(self, channel: str) -> None:
         """Confirmations come in the order of the requests; a request that was given up still has its place."""
@@ -161,130 +295,28 @@ class Subscriber:
             if not future.done():
                 future.set_result(None)
 
+    def _unsubscribed(self, channel: str) -> None:
+        """By us, or by a server from which the channel's slot has gone."""
+        if own := self._leaving.pop(channel, 0):
+            if own > 1:
+                self._leaving[channel] = own - 1
+        elif channel in self._channels:
+            self._displace([channel])
 
-class _Link(ABC):
-    """A connection that carries subscriptions."""
+    def _refused(self, error: str) -> None:
+        """ "MOVED slot host:port" is about some channel of that slot, of which none can stay here then."""
+        word, *parts = error.split()
+        if word != "MOVED":
+            self.reconnect()
+            return
+        slot, (host, _, port) = int(parts[0]), parts[1].rpartition(":")
+        here = {*self._channels, *self._confirmations}
+        moved = [channel for channel in here if slot_of_key(channel) == slot]
+        for channel in moved:
+            self._leaving.pop(channel, None)
+        self._displace(moved, (host, int(port)) if host else None)
 
-    replid: str | None = None
-
-    @abstractmethod
-    def send(self, *command: str) -> None: ...
-
-    @abstractmethod
-    async def run(self) -> None:
-        """Until the connection ends. Raises one of AWAY."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Ends `run`."""
-
-    @abstractmethod
-    async def close(self) -> None: ...
-
-
-async def _open(redis: Redis, received: Callable[[list[list[Any]]], None]) -> _Link:
-    connection: Any = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    try:
-        await connection.connect()
-        if getattr(connection, "_writer", None) is None or not hasattr(connection._writer, "transport"):
-            await connection.disconnect()
-            return _PubSubLink(redis.pubsub(), received)
-        replid = await _replid(connection)
-    except BaseException:
-        # redis-py leaves the socket open when it is cancelled between the connection and its greeting.
-        await connection.disconnect(nowait=True)
-        raise
-    link = _RawLink(connection, received)
-    link.replid = replid
-    return link
-
-
-async def _replid(connection: Any) -> str | None:
-    await connection.send_command("INFO", "replication")
-    found = re.search(rb"master_replid:(\w+)", await connection.read_response(disable_decoding=True))
-    return found[1].decode("ascii") if found else None
-
-
-class _RawLink(_Link, asyncio.Protocol):
-    """The fast way: hiredis on the transport that redis-py opened."""
-
-    def __init__(self, connection: Any, received: Callable[[list[list[Any]]], None]) -> None:
-        self._received = received
-        self._reader = hiredis.Reader()
-        self._transport: asyncio.Transport = connection._writer.transport
-        self._transport.set_protocol(self)
-        # The transport is ours now: redis-py must neither read from it nor warn that it was left open. The writer is
-        # kept because it closes its transport when it is collected.
-        self._writer = connection._writer
-        connection._reader = connection._writer = None
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heard = True
-
-    def send(self, *command: str) -> None:
-        if not self._transport.is_closing():  # uvloop raises; that it is lost is told by `run`
-            self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]
-
-    def data_received(self, data: bytes) -> None:
-        self._heard = True
-        self._reader.feed(data)
-        replies = []
-        while (reply := self._reader.gets()) is not False:
-            if isinstance(reply, hiredis.ReplyError):
-                self._transport.abort()
-                return
-            replies.append(reply)
-        self._received(replies)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._lost.done():
-            self._lost.set_exception(exc if isinstance(exc, OSError) else ConnectionError("closed by Redis"))
-
-    async def run(self) -> None:
-        while True:
-            done, _ = await asyncio.wait([self._lost], timeout=_PING_SECONDS)
-            if done:
-                return self._lost.result()
-            if not self._heard:
-                raise ConnectionError("Redis did not answer a PING")
-            self._heard = False
-            self.send("PING")
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    async def close(self) -> None:
-        self._transport.abort()
-        if not self._lost.done():
-            self._lost.cancel()
-        elif not self._lost.cancelled():
-            self._lost.exception()
-
-
-class _PubSubLink(_Link):
-    """redis-py's own PubSub, where there is no socket: fakeredis."""
-
-    def __init__(self, pubsub: PubSub, received: Callable[[list[list[Any]]], None]) -> None:
-        self._pubsub = pubsub
-        self._received = received
-        self._commands: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-
-    def send(self, *command: str) -> None:
-        self._commands.put_nowait(command)
-
-    async def run(self) -> None:
-        while True:
-            while not self._commands.empty():
-                verb, *channels = self._commands.get_nowait()
-                await (self._pubsub.subscribe if verb == "SUBSCRIBE" else self._pubsub.unsubscribe)(*channels)
-            if not self._pubsub.subscribed:
-                await asyncio.sleep(0.01)
-                continue
-            message = await self._pubsub.get_message(timeout=0.01)
-            if message is not None:
-                self._received([[message["type"].encode(), message["channel"], message["data"]]])
-
-    def abort(self) -> None:
-        """There is no other primary in this process."""
-
-    async def close(self) -> None:
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+    def _displace(self, channels: Collection[str], hint: Address | None = None) -> None:
+        self._channels.difference_update(channels)
+        self._fail(channels, "the run is moving to another shard")
+        self._owner.displaced(channels, hint)

@@ -18,15 +18,10 @@ from tests.kit.processes import Process
 from tests.kit.redis_server import RedisServer, redis_6_2, redis_binary
 from tests.kit.sentinel import Sentinel, Sentinels
 from tests.kit.tls import make_certificates
+from tests.kit.waiting import until
 from tests.kit.whole_path import check_stream_and_poll, check_whole_path
 
 PASSWORD = "pelican-and-heron"
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 def named(server: RedisServer) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from broker.runs.subscriber import Subscriber
 from tests.conftest import Launcher
 from tests.kit.http import Client
 from tests.kit.tls import Certificates, TlsServer, make_certificates
+from tests.kit.waiting import until
 from tests.kit.whole_path import check_whole_path
 
 
@@ -28,12 +28,6 @@ async def answers(url: str) -> bool:
         return bool(await redis.ping())
     finally:
         await redis.aclose(close_connection_pool=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_the_whole_path_over_tls_with_a_clients_certificate(

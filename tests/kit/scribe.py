@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from broker.events import Attempt, Entry, Final, Start, Token
 from broker.ids import EventId, Owner, new_request_id
 from broker.runs import keys, log
+from broker.runs.connections import connect
 from broker.runs.record import Submission
 from broker.runs.scripts import Answer, Batch, Lease, Scripts
 
@@ -25,7 +26,7 @@ class Scribe:
     """Writes runs on one Redis. An async context manager."""
 
     def __init__(self, url: str) -> None:
-        self.redis: Redis = Redis.from_url(url)
+        self.redis: Redis = connect(url, connections=50)
         self.scripts = Scripts(self.redis)
 
     async def now_ms(self) -> int:

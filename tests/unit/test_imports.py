@@ -37,7 +37,7 @@ ONLY_IN = {
     "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),
     "openai": ("worker/agents/",),
     "redis": ("broker/runs/", "broker/gateway/", "worker/", "broker/demo.py", "broker/embedded.py"),
-    "hiredis": ("broker/runs/subscriber.py",),
+    "hiredis": ("broker/runs/link.py", "broker/runs/subscriber.py"),
     "fakeredis": ("broker/runs/connections.py", "broker/demo.py", "broker/together.py", "broker/embedded.py"),
     "rfc8785": ("broker/runs/record.py",),
     "click": ("broker/cli.py", "broker/together.py", "broker/demo.py"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
 
-from broker.runs import subscriber as module
+from broker.runs import link
 from broker.runs.connections import connect
 from broker.runs.subscriber import Subscriber
 from tests.kit.proxy import Proxy
@@ -30,7 +30,7 @@ class Heard:
     def batch(self) -> None:
         self.batches.append(len(self.messages))
 
-    def reset(self) -> None:
+    def reset(self, channels: Collection[str]) -> None:
         self.resets += 1
         self.at_reset()
 
@@ -191,7 +191,7 @@ async def test_a_connection_on_which_nothing_comes_back_is_given_up(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, proxy: Proxy, subscriber: Subscriber, heard: Heard
 ) -> None:
     """A black hole: no reset ever comes, only silence."""
-    monkeypatch.setattr(module, "_PING_SECONDS", 0.1)
+    monkeypatch.setattr(link, "PING_SECONDS", 0.1)
     await subscriber.subscribe("a")
     await cut_pubsub(redis)  # the shortened interval counts from the next connection on
     await until(lambda: heard.resets == 2)
@@ -205,7 +205,7 @@ async def test_a_connection_on_which_nothing_comes_back_is_given_up(
 async def test_a_quiet_connection_whose_pings_are_answered_is_kept(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, subscriber: Subscriber, heard: Heard
 ) -> None:
-    monkeypatch.setattr(module, "_PING_SECONDS", 0.1)
+    monkeypatch.setattr(link, "PING_SECONDS", 0.1)
     await subscriber.subscribe("a")
     await cut_pubsub(redis)
     await until(lambda: heard.resets == 2)

@@ -16,7 +16,8 @@ if #ARGV > 12 and ARGV[11] == '' then
       lines[#lines + 1] = id .. ' ' .. ARGV[i] .. ' ' .. ARGV[i + 1]
       bytes = bytes + #ARGV[i + 1]
     end
-    redis.call(ARGV[1], ARGV[2], table.concat(lines, '\n'))
+    local verb = ARGV[1] == 'SPUBLISH' and not redis.REDIS_VERSION_NUM and 'PUBLISH' or ARGV[1]   -- before 7.0
+    redis.call(verb, ARGV[2], table.concat(lines, '\n'))
     local events = run[5] + (#ARGV - 12) / 2
     if ARGV[9] == '0' then
       redis.call('HSET', RUN, 'end', id, 'events', events, 'bytes', bytes)

@@ -1,7 +1,10 @@
 -- Prepended to every script of this folder. All of them take the same two keys, both in the run's slot,
 -- and touch no other. Every answer is {answer, the log's end, status, …} (docs/protocol.md, section 2).
 local RUN, LOG = KEYS[1], KEYS[2]
-local VERB, CHANNEL = ARGV[1], ARGV[2]      -- PUBLISH or SPUBLISH; the run's channel
+local VERB, CHANNEL = ARGV[1], ARGV[2]      -- PUBLISH, or SPUBLISH on a Cluster; the run's channel
+if VERB == 'SPUBLISH' and not redis.REDIS_VERSION_NUM then
+  VERB = 'PUBLISH'                          -- before 7.0
+end
 
 local TERMINAL = {final = 'completed', error = 'failed', cancelled = 'cancelled'}
 local CLOSED = {completed = true, failed = true, cancelled = true}
