@@ -30,6 +30,8 @@ TAIL_SECONDS = 30.0
 FSYNC_SECONDS = 2.0
 """A primary that comes back after a power cut has lost the last second or two; its replicas forget them as well."""
 CLOCK_JUMP_SECONDS = 1.0
+SILENT_SECONDS = 2 * POLL_SECONDS
+"""A primary that was asked so long ago and has not answered since may be away: nothing is judged until it does."""
 _AGAIN_SECONDS = 0.1
 
 
@@ -47,6 +49,8 @@ class _Primary:
     covered: float = float("-inf")
     """What was acknowledged before this time has reached every replica, or is TAIL_SECONDS old."""
     away: bool = False
+    asked_at: float = 0.0
+    """When it was asked what it has answered last."""
     memory: Memory = SOUND
     clock_ms: float | None = None
     """Its time less the event loop's."""
@@ -126,8 +130,8 @@ class Primaries:
 
     def calm_since(self, request_id: str) -> float:
         """Since when the run's primary has answered without a break, so that leases and clocks mean something."""
-        primary = self._of(request_id)
-        return primary.calm_since if primary else asyncio.get_running_loop().time()
+        primary, now = self._of(request_id), asyncio.get_running_loop().time()
+        return primary.calm_since if primary and now - primary.asked_at <= SILENT_SECONDS else now
 
     def disturbed(self) -> None:
         """A write was refused: owners could not renew either."""
@@ -227,7 +231,7 @@ class Primaries:
                 extra={"shard": name, "by_ms": round(clock_ms - primary.clock_ms)},
             )
             primary.calm_since = now
-        primary.clock_ms = clock_ms
+        primary.clock_ms, primary.asked_at = clock_ms, asked
         if info["memory"].full:  # so that no owner can renew its lease
             primary.calm_since = now
         report(primary.memory, info["memory"], name)
