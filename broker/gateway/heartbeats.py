@@ -18,6 +18,8 @@ _READ_BATCH = 200
 _EXPECT_SECONDS = 0.5
 SHARE = 0.75
 """A channel beats after this share of the interval: with the sweep's tick, no stream waits longer than one."""
+_SHARE_UNHEARD = 0.125
+"""And after this share where it could not be said that the run is watched, lest it be cancelled under its readers."""
 
 
 class Heartbeats:
@@ -30,7 +32,7 @@ class Heartbeats:
         seconds: float,
         *,
         on_met: Callable[[Sequence[str]], Awaitable[None]],
-        on_watched: Callable[[str], Awaitable[None]],
+        on_watched: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         """`states` asks Redis, `by_shard` says what can be asked together, `reread` starts to read a run again; the
         others are the hub's."""
@@ -84,25 +86,31 @@ class Heartbeats:
                 channel.next_beat = now + SHARE * self._heartbeat
                 if states is None:
                     channel.beat(None)
+                    self._beat_again(channel)
                 else:
                     self._compare(channel, ends[index], states[index])
                     seen.append((channel, states[index]))
-        if seen and not away:
-            await self._tell(seen, timeout)
+        await self._tell(seen, timeout)
 
     async def _tell(self, seen: list[tuple[Channel, State | None]], timeout: float) -> None:
-        """Tells others what only the readers of a run may know. It may fail: they will be told at the next beat."""
+        """Tells others what only the readers of a run may know."""
         unfinished = [(channel, state) for channel, state in seen if state is not None and not channel.finished]
         idle = [channel.request_id for channel, state in unfinished if state.status == "queued" or state.expired]
-        try:
-            async with asyncio.timeout(timeout):
-                if idle:
-                    await self._on_met(idle)
-                for channel, _ in unfinished:
-                    if channel.counted:
-                        await self._on_watched(channel.request_id)
-        except (Unavailable, TimeoutError) as error:
-            logger.info("a heartbeat was not heard", extra={"error": repr(error)})
+        counted = [channel for channel, _ in unfinished if channel.counted]
+        if counted:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._on_watched([channel.request_id for channel in counted])
+            except (Unavailable, TimeoutError) as error:
+                logger.info("it cannot be said that runs are watched", extra={"error": repr(error)})
+                for channel in counted:
+                    self._beat_again(channel)
+        if idle:
+            await self._on_met(idle)
+
+    def _beat_again(self, channel: Channel) -> None:
+        if channel.counted:
+            channel.next_beat = asyncio.get_running_loop().time() + _SHARE_UNHEARD * self._heartbeat
 
     def _compare(self, channel: Channel, known: EventId, state: State | None) -> None:
         """`known` is the channel's end as it was before the read."""

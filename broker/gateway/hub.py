@@ -41,6 +41,10 @@ async def _unheard(_: object) -> None:
     """For a hub on its own."""
 
 
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
 class Hub:
     """The runs that this process has readers of."""
 
@@ -51,10 +55,10 @@ class Hub:
         settings: Settings,
         *,
         on_met: Callable[[Sequence[str]], Awaitable[None]] = _unheard,
-        on_watched: Callable[[str], Awaitable[None]] = _unheard,
+        on_watched: Callable[[Sequence[str]], Awaitable[None]] = _unheard,
     ) -> None:
-        """`on_met` hears of unfinished runs that seem to have nobody, `on_watched` that a run has readers here, where
-        its submitter asked for that; both at heartbeats."""
+        """`on_met` hears of unfinished runs that seem to have nobody, `on_watched` of runs that have readers here and
+        are cancelled without; both at heartbeats."""
         self._redis = redis
         self._channels: dict[str, Channel] = {}
         self._dirty: set[Channel] = set()
@@ -142,15 +146,20 @@ class Hub:
         """Writes the run until it ends, the client goes, or the stream is cut."""
         return await self._follower.follow(reader)
 
-    async def wait_end(self, request_id: str, head: Head, seconds: float) -> None:
-        """Returns when the run has ended, after `seconds`, or when this gateway drains."""
+    async def wait_end(
+        self, request_id: str, head: Head, seconds: float, left: Callable[[], Coroutine[Any, Any, None]] = _for_ever
+    ) -> None:
+        """Returns when the run has ended, after `seconds`, when this gateway drains, or when `left` returns: the client
+        has gone."""
         channel = await self._acquire(request_id, head)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.watchers.append(ended)
+        leaving = asyncio.create_task(left())
         try:
             if not channel.finished and not self.draining:
-                await asyncio.wait([ended], timeout=seconds)
+                await asyncio.wait([ended, leaving], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            leaving.cancel()
             channel.watchers.remove(ended)
             self._release(channel)
 

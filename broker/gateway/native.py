@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from functools import partial
@@ -153,11 +154,10 @@ class NativeApi:
     ) -> Asgi:
         if self._hub.draining:
             return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
-        if head.cancel_if_unwatched and not head.finished:
-            try:
-                await self._runs.watched(request_id)
-            except Unavailable:
-                return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
+        try:
+            await self._watched(request_id, head)
+        except Unavailable:
+            return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
         limits = [self._settings.max_stream_seconds]
         if principal.expires_at is not None:
             limits.append(max(principal.expires_at - time.time(), 0.0))
@@ -184,10 +184,10 @@ class NativeApi:
         head = await self._visible(request_id, principal)
         if not head.finished:
             await self._runs.met([request_id])
-        if head.cancel_if_unwatched and not head.finished:
-            await self._runs.watched(request_id)
+        with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
+            await self._watched(request_id, head)
         if wait and not head.finished:
-            await self._hub.wait_end(request_id, head, wait)
+            await self._hub.wait_end(request_id, head, wait, partial(_left, request))
         headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
         if preferred:
             headers |= {"Preference-Applied": f"wait={wait:g}", "Vary": "Prefer"}
@@ -206,7 +206,9 @@ class NativeApi:
         request_id = _request_id(request)
         limit, text = requests.limit(request), requests.list_cursor(request)
         after = EventId.parse(text) if text else START
-        await self._visible(request_id, principal)
+        head = await self._visible(request_id, principal)
+        with contextlib.suppress(Unavailable):
+            await self._watched(request_id, head)
         entries = await self._runs.events(request_id, after, limit)
         rewinds = (await self._runs.record(request_id)).rewinds
         rows = [_event_json(entry, is_void(entry.id, rewinds)) for entry in entries]
@@ -245,6 +247,11 @@ class NativeApi:
             raise RunNotFound
         return head
 
+    async def _watched(self, request_id: str, head: Head) -> None:
+        """Somebody reads the run: what `cancel_if_unwatched` counts from."""
+        if head.cancel_if_unwatched and not head.finished:
+            await self._runs.watched([request_id])
+
 
 def _sees(principal: Principal, head: Head) -> bool:
     if principal.owner == head.owner:
@@ -258,6 +265,12 @@ def _request_id(request: Request) -> str:
     if not REQUEST_ID.fullmatch(request_id):
         raise RunNotFound
     return request_id
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _stream_headers(request_id: str) -> dict[str, str]:

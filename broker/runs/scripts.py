@@ -111,9 +111,7 @@ class Scripts:
 
     async def _call(self, name: str, request_id: str, *args: str | int, lasting: bool = False) -> Reply:
         """`lasting` says that somebody will rely on what the script does."""
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self._redis.register_script(source(name))
+        script = self._script(name)
         names = [keys.run(request_id), keys.log(request_id)]
         arguments = [self._publish, keys.channel(request_id), *args]
         if lasting and self._replicated:
@@ -122,6 +120,11 @@ class Scripts:
             raw = await script(keys=names, args=arguments)
         answer, end, status, *rest = raw
         return Reply(Answer(answer.decode()), EventId.parse(end.decode()), status.decode(), rest)
+
+    def _script(self, name: str) -> AsyncScript:
+        if name not in self._scripts:
+            self._scripts[name] = self._redis.register_script(source(name))
+        return self._scripts[name]
 
     async def create(self, request_id: str, claimed_at_ms: int, start: str, fields: dict[str, str]) -> Reply:
         pairs = [part for pair in fields.items() for part in pair]
@@ -202,6 +205,22 @@ class Scripts:
     async def watch(self, request_id: str) -> Reply:
         """Notes that somebody reads the run now."""
         return await self._call("watch", request_id)
+
+    async def watch_all(self, request_ids: Sequence[str]) -> None:
+        """The same of many runs, in one round trip."""
+        script = self._script("watch")
+        while True:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for request_id in request_ids:
+                    names = [keys.run(request_id), keys.log(request_id)]
+                    pipe.evalsha(script.sha, 2, *names, self._publish, keys.channel(request_id))
+                answers = await pipe.execute(raise_on_error=False)
+            if not any(isinstance(answer, NoScriptError) for answer in answers):
+                break
+            await self._redis.script_load(script.script)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
 
     async def erase(self, request_id: str, *, tombstone_ms: int) -> Reply:
         return await self._call("erase", request_id, tombstone_ms, lasting=True)

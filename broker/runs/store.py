@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import re
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import NamedTuple, cast
 
 from redis.asyncio import Redis
@@ -33,6 +33,8 @@ CLOSINGS_SECONDS = 3.0
 """How long the end of a process waits for what it closed to be safe."""
 FIRST_LOOK_MS = 10_000
 """A run of which nobody has heard anything so long after its submit is looked at."""
+_MET_SECONDS = 1.0
+"""How long a poll waits to say that it has met a run."""
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
 
@@ -218,12 +220,13 @@ class Runs:
         they will be met again."""
         if (now_ms := self._primaries.now_ms()) is not None:
             with contextlib.suppress(Unavailable), unavailable():
-                await self._leases.put_back(request_ids, now_ms)
+                async with asyncio.timeout(_MET_SECONDS):
+                    await self._leases.put_back(request_ids, now_ms)
 
-    async def watched(self, request_id: str) -> None:
-        """Somebody reads the run, or asks for it (PROTOCOL 5.6)."""
+    async def watched(self, request_ids: Sequence[str]) -> None:
+        """Somebody reads the runs, or asks for them (PROTOCOL 5.6)."""
         with unavailable():
-            await self._scripts.watch(request_id)
+            await self._scripts.watch_all(request_ids)
 
     async def events(self, request_id: str, after: EventId, limit: int) -> list[Entry]:
         with unavailable():
