@@ -40,6 +40,8 @@ class Worker:
         """At every run in the index, due or not."""
         members = await self.parts.queue.redis.zrange(keys.LEASES, 0, -1)
         await self.parts.leases.put({member.decode(): 1 for member in members})
+        if self.parts.primaries.now_ms() is not None:  # as it does once a second
+            await self.parts.primaries.look()
         await self.reaper.reap()
 
     async def calm(self) -> None:
