@@ -148,7 +148,9 @@ class _Taker(ArqWorker):
             if self.is_stopping():
                 return
             running = self.tasks.get(job_id.decode("ascii", "replace"))
-            if running is not None and not running.done():
+            if running is not None and running.done() and not running.cancelled():
+                running.exception()  # Redis was away as it began: it begins again here, and arq forgets the first time
+            elif running is not None and not running.done():
                 # It came twice. arq keeps its books by this id, and the claim would refuse it.
                 await self.pool.zrem(self.queue_name, job_id)
                 continue
