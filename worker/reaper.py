@@ -100,7 +100,11 @@ class Reaper:
                 return
             rows = await read_rows(self._redis, due.request_ids)
             ended, later = [], dict[str, int]()
-            for request_id, row in zip(due.request_ids, rows, strict=True):
+            for request_id in due.request_ids:
+                if request_id not in rows:
+                    later[request_id] = due.now_ms + max(self._lease_ms // 5, 200)
+                    continue
+                row = rows[request_id]
                 if row is None or row.status in FINISHED or row.status == "erased":
                     if self._forgettable(request_id, row, due.now_ms):
                         ended.append(request_id)
@@ -112,7 +116,7 @@ class Reaper:
             # Before anything is done: what dies half-way is looked at again.
             await self._leases.put(later)
             await self._leases.remove(ended)
-            live = [row for row in rows if row is not None and row.status in LIVE]
+            live = [row for row in rows.values() if row is not None and row.status in LIVE]
             for row in live:
                 if row.status == "running":
                     await self._guarded(row, self._expired(row, due.now_ms))
@@ -195,7 +199,7 @@ class Reaper:
         async with self._redis.pipeline(transaction=False) as pipe:
             for row in rows:  # a run's key outlives it, however long it waits
                 pipe.pexpire(row.key, self._key_life_ms)
-            await pipe.execute()
+            await pipe.execute(raise_on_error=False)
         there = await self._queue.holds([job_id(row.request_id, row.attempt + 1, row.enqueues) for row in rows])
         for row, held in zip(rows, there, strict=True):
             await self._guarded(row, self._queued(row, held, now_ms))
@@ -254,7 +258,11 @@ class Reaper:
     async def scan(self) -> None:
         """A slice of every shard's records, so that all have their turn within SCAN_SECONDS."""
         for shard in await shards(self._redis):
-            await self._scan_slice(shard)
+            try:
+                await self._scan_slice(shard)
+            except Exception as error:
+                if not is_away(error):
+                    raise
 
     async def _scan_slice(self, shard: Shard) -> None:
         share = self._tick / SCAN_SECONDS
@@ -263,7 +271,7 @@ class Reaper:
         self._scanning[shard.name] = int(cursor)
         request_ids = [keys.request_id_of(name.decode("ascii", "replace")) for name in names]
         rows = await read_rows(self._redis, request_ids, quiet=True)
-        unfinished = [row.request_id for row in rows if row is not None and row.status in LIVE]
+        unfinished = [row.request_id for row in rows.values() if row is not None and row.status in LIVE]
         now_ms = self._primaries.now_ms()
         if unfinished and now_ms is not None:
             await self._leases.put_back(unfinished, now_ms)

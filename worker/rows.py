@@ -34,23 +34,25 @@ _FIELDS = list(Row._fields[1:])
 _TEXTS = ("status", "key", "watched_at")
 
 
-async def read_rows(redis: Redis, request_ids: Sequence[str], *, quiet: bool = False) -> list[Row | None]:
+async def read_rows(redis: Redis, request_ids: Sequence[str], *, quiet: bool = False) -> dict[str, Row | None]:
     """None for what is not a record: missing, or nothing that we wrote, which is logged unless `quiet`.
 
-    Raises redis-py's exceptions when Redis is away.
+    Runs whose shard is away are left out. Raises redis-py's exceptions when all are.
     """
     if not request_ids:
-        return []
+        return {}
     async with redis.pipeline(transaction=False) as pipe:
         for request_id in request_ids:
             pipe.hmget(keys.run(request_id), _FIELDS)
         found = await pipe.execute(raise_on_error=False)
-    return [_row(request_id, values, quiet) for request_id, values in zip(request_ids, found, strict=True)]
+    away = [values for values in found if isinstance(values, Exception) and is_away(values)]
+    if len(away) == len(found):
+        raise away[0]
+    rows = dict(zip(request_ids, found, strict=True))
+    return {name: _row(name, values, quiet) for name, values in rows.items() if values not in away}
 
 
 def _row(request_id: str, values: list[bytes | None] | Exception, quiet: bool) -> Row | None:
-    if isinstance(values, Exception) and is_away(values):
-        raise values
     try:
         return _parse(request_id, values)
     except ValueError:
