@@ -10,6 +10,7 @@ from typing import Any
 
 from arq.worker import Worker as ArqWorker
 from arq.worker import func
+from redis.exceptions import WatchError
 
 from broker.runs import keys
 from broker.runs.connections import is_away, until_answered
@@ -80,7 +81,7 @@ class Jobs:
                 await arq._poll_iteration()
                 failures = 0
             except Exception as error:
-                if not is_away(error):
+                if not is_away(error) and not isinstance(error, WatchError):  # a connection that was lost under WATCH
                     logger.exception("taking jobs failed")
                 elif failures == 0:
                     logger.warning("the queue cannot be reached", extra={"error": repr(error)})

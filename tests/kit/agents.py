@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -258,4 +259,11 @@ async def bulky(run: Run) -> Events:
     for n in range(run.parameters["count"]):
         yield Token(text=numbered(run.request_id, n))
         yield Data(name="ballast", value="x" * run.parameters.get("size", 60_000))
+        await asyncio.sleep(run.parameters.get("pause", 0))
+
+
+async def clock(run: Run) -> Events:
+    """`count` tokens, each the machine's time at which the agent made it; `pause` after each."""
+    for _ in range(run.parameters["count"]):
+        yield Token(text=f"{time.monotonic():.3f} ")
         await asyncio.sleep(run.parameters.get("pause", 0))

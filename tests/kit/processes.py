@@ -59,6 +59,7 @@ AGENTS = (
     "chatter",
     "stepper",
     "bulky",
+    "clock",
 )
 
 
