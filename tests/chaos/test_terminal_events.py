@@ -112,23 +112,13 @@ def test_a_run_whose_time_runs_out_without_a_worker_is_ended_by_a_reaper(fleet: 
     fleet.until_running(running)
     second.signal(signal.SIGKILL)
     third = start()
-    until_reaped(fleet, waiting)
+    fleet.until_reaped(waiting)
     fleet.until_ended(running)
     for request_id in running + waiting:
         run, log = fleet.ended(request_id)
         assert (run["status"], run["error"]["code"], run["answer"]) == ("failed", "timeout", "waiting ")
         assert reasons(log) == ["started", "timeout"]
     assert len(third.logged("reaped", done="closed_timeout")) == 10
-
-
-def until_reaped(fleet: Fleet, queued: list[str]) -> None:
-    """Queued runs are looked at every ten seconds and less; here a reaper that is patient is asked again and again."""
-
-    def asked() -> bool:
-        fleet.look_now(queued)
-        return all(fleet.field(request_id, "finished_at") for request_id in queued)
-
-    wait_for(asked, seconds=60, every=0.3)
 
 
 # -- what is in the queue ------------------------------------------------------------------------------------
@@ -155,7 +145,7 @@ def test_a_run_whose_jobs_are_never_readable_ends_after_five_enqueues(fleet: Fle
     for n in range(6):
         fleet.direct.set(f"arq:job:{request_id}:1:{n}", b"\x80not JSON")
     worker = launch.worker(fleet.redis.url, lease_seconds=LEASE)
-    until_reaped(fleet, [request_id])
+    fleet.until_reaped([request_id])
     run, log = fleet.ended(request_id)
     assert (run["status"], run["error"]["code"], run["attempt"]) == ("failed", "not_started", 0)
     assert reasons(log) == ["not_started"]
@@ -203,7 +193,7 @@ def test_a_run_that_loses_every_worker_between_its_job_and_its_claim_ends(fleet:
             assert fleet.field(request_id, "status") == "queued"
     assert fleet.field(request_id, "enqueues") == "5"
     launch.worker(fleet.redis.url, lease_seconds=LEASE)
-    until_reaped(fleet, [request_id])
+    fleet.until_reaped([request_id])
     run, log = fleet.ended(request_id)
     assert (run["status"], run["error"]["code"], run["attempt"]) == ("failed", "not_started", 0)
     assert reasons(log) == ["not_started"]

@@ -61,8 +61,18 @@ class Fleet:
         self.until(lambda request_id: bool(self.field(request_id, "finished_at")), request_ids, seconds)
 
     def look_now(self, request_ids: Sequence[str]) -> None:
-        """Reapers look at these runs at once, and not only when it is their time."""
-        self.direct.zadd(keys.LEASES, dict.fromkeys(request_ids, 0))
+        """Reapers look at these runs at once, and not only when it is their time; at those that they know of."""
+        if request_ids:
+            self.direct.zadd(keys.LEASES, dict.fromkeys(request_ids, 0), xx=True)
+
+    def until_reaped(self, queued: Sequence[str]) -> None:
+        """Until they have ended. Reapers look at a queued run every ten seconds, and less; here all the time."""
+
+        def ended() -> bool:
+            self.look_now(queued)
+            return all(self.field(request_id, "finished_at") for request_id in queued)
+
+        wait_for(ended, seconds=60, every=0.3)
 
     def all_runs(self) -> list[str]:
         """Every run that Redis knows, whoever made it."""

@@ -1,0 +1,200 @@
+"""Attempts of real workers: where a later one begins, what readers are told, and replies that are lost (P4)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.ids import EventId
+from tests.conftest import Launcher
+from tests.kit.findings import survivors
+from tests.kit.fleet import Fleet, attempts, check_resumed, check_steps, reasons
+from tests.kit.http import Client
+from tests.kit.processes import Worker, wait_for
+from tests.kit.proxy import Command, Proxy, calls
+from tests.kit.scale import LONG, scaled
+
+LEASE = 1.5
+NEVER = 600.0
+CORPUS = Path(__file__).parent.parent / "corpus"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    launcher = Launcher(tmp_path_factory.mktemp("attempts"))
+    try:
+        server = launcher.redis()
+        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
+        with Client(gateway.url) as client, server.client() as direct:
+            yield Fleet(server, client, direct)
+    finally:
+        launcher.close()
+
+
+@pytest.fixture
+def fleet(one: Fleet) -> Fleet:
+    one.direct.flushall()
+    return one
+
+
+@pytest.fixture
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet.redis.port) as proxy:
+        yield proxy
+
+
+# -- where a later attempt begins ----------------------------------------------------------------------------
+
+
+def test_research_goes_on_after_its_retrieval_and_does_not_search_again(fleet: Fleet, launch: Launcher) -> None:
+    question = "How hot should the water be for green tea?"
+
+    def start() -> Worker:
+        return launch.worker(fleet.redis.url, lease_seconds=LEASE, docs=CORPUS)
+
+    victim = start()
+    undisturbed = fleet.client.submit(question, agent="research")
+    fleet.until_ended([undisturbed])
+    request_id = fleet.client.submit(question, agent="research", parameters={"pace": 20})
+    wait_for(lambda: "token" in [entry.type for entry in fleet.client.log(request_id)])
+    time.sleep(0.2)
+    victim.signal(signal.SIGKILL)
+    start()
+    fleet.until_ended([request_id])
+    run, log = fleet.ended(request_id)
+    assert run["status"] == "completed"
+    assert reasons(log) == ["started", "worker_lost"]
+    covered = [entry for entry in log if str(entry.id) == attempts(log)[1].resume_from]
+    assert [(entry.type, json.loads(entry.data)["message"]) for entry in covered] == [
+        ("progress", "Writing the answer")
+    ]
+    second = [entry.type for entry in log[[entry.type for entry in log].index("attempt", 2) + 1 :]]
+    assert set(second) == {"token", "progress", "final"}
+    assert [entry.type for entry in survivors(log)].count("sources") == 3
+    expected = fleet.client.run(undisturbed)
+    for name in ("answer", "citations", "usage"):
+        assert run[name] == expected[name]
+
+
+def test_what_a_later_attempt_voids_is_marked_in_the_pages_and_missing_in_the_poll(
+    fleet: Fleet, launch: Launcher
+) -> None:
+    victim = launch.worker(fleet.redis.url, lease_seconds=LEASE)
+    saving = fleet.submit("steps", count=60, pause=0.03, every=7)
+    starting_again = fleet.submit("steps", count=60, pause=0.03)
+    fleet.until_running([saving, starting_again], events=24)
+    victim.signal(signal.SIGKILL)
+    launch.worker(fleet.redis.url, lease_seconds=LEASE)
+    fleet.until_ended([saving, starting_again])
+    for request_id in (saving, starting_again):
+        run, log = fleet.ended(request_id)
+        rows = fleet.client.get(f"/api/v1/runs/{request_id}/events", params={"limit": 500}).json()["events"]
+        second = next(entry.id for entry in reversed(log) if entry.type == "attempt")
+        resumed = EventId.parse(attempts(log)[1].resume_from)
+        assert [row["void"] for row in rows] == [resumed < entry.id < second for entry in log]
+        assert request_id == saving or any(row["void"] for row in rows)
+        numbers = [token.partition(":") for token in run["answer"].split()]
+        assert [int(n) for _, _, n in numbers] == list(range(60))
+        by = {int(attempt) for attempt, _, _ in numbers}
+        assert by == ({1, 2} if request_id == saving else {2})
+        check_steps(log, 60)
+    check_resumed(fleet.client.log(saving), 7)
+
+
+# -- P4: lost replies ----------------------------------------------------------------------------------------
+
+
+def is_end(command: Command) -> bool:
+    """An append that ends its run."""
+    return calls("append")(command) and command[-2] in (b"final", b"error")
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["reply", "command"])
+def test_an_end_that_is_lost_is_sent_again_and_there_is_one(
+    fleet: Fleet, launch: Launcher, proxy: Proxy, before: bool
+) -> None:
+    worker = launch.worker(proxy.url, lease_seconds=NEVER, queue_redis_url=fleet.redis.url)
+    proxy.swallow(is_end, every=2, before=before)
+    runs = [fleet.submit(agent) for agent in ("echo", "raises") for _ in range(scaled(100))]
+    fleet.until_ended(runs)
+    assert proxy.swallowed >= len(runs) / 2
+    for request_id in runs:
+        _, log = fleet.ended(request_id)
+        assert log[-1].type in ("final", "error")
+    assert {line["outcome"] for line in worker.logged("run ended")} <= {"final", "error"}
+
+
+def is_transaction(command: Command) -> bool:
+    return command[0] == b"EXEC"
+
+
+def first(most: int, *kinds: Callable[[Command], bool]) -> Callable[[Command], bool]:
+    """Matches the first `most` commands of each kind."""
+    seen = [0] * len(kinds)
+
+    def matches(command: Command) -> bool:
+        for n, kind in enumerate(kinds):
+            if kind(command):
+                seen[n] += 1
+                return seen[n] <= most
+        return False
+
+    return matches
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["reply", "command"])
+def test_a_hand_over_whose_replies_are_lost_is_one(fleet: Fleet, launch: Launcher, proxy: Proxy, before: bool) -> None:
+    """The script's, and the one to the job that it enqueues."""
+    draining = launch.worker(proxy.url, lease_seconds=NEVER, grace_seconds=0)
+    runs = [fleet.submit("steps", count=50, pause=0.02, every=10) for _ in range(8)]
+    fleet.until_running(runs)
+    proxy.swallow(first(5, calls("hand_over"), is_transaction), before=before)
+    assert draining.stop() == 0
+    assert proxy.swallowed == 10
+    assert set(fleet.statuses(runs)) == {"queued"}
+    launch.worker(fleet.redis.url, lease_seconds=NEVER)
+    fleet.until_ended(runs)
+    for request_id in runs:
+        run, log = fleet.ended(request_id)
+        assert (run["status"], reasons(log)) == ("completed", ["started", "handed_over"])
+        check_steps(log, 50)
+        check_resumed(log, 10)
+
+
+@pytest.mark.parametrize("before", [False, True] if LONG else [False])
+def test_a_reaper_whose_replies_are_lost_does_everything_once(
+    fleet: Fleet, launch: Launcher, proxy: Proxy, before: bool
+) -> None:
+    """It fences some runs, ends others, whose attempts are used up, and enqueues again what has lost its job."""
+    victim = launch.worker(fleet.redis.url, lease_seconds=LEASE)
+    lost = [fleet.submit("hangs") for _ in range(12)]
+    fleet.until_running(lost)
+    victim.signal(signal.SIGKILL)
+    victim.wait()
+    spent = lost[:6]
+    for request_id in spent:
+        fleet.direct.hset(f"sb:{{{request_id}}}:run", "fails", "2")
+    jobless = [fleet.submit("echo") for _ in range(6)]
+    fleet.direct.delete("sb:queue")
+    kinds = (calls("fence"), calls("requeue"), calls("close"), is_transaction)
+    proxy.swallow(first(1, *kinds), before=before)
+    worker = launch.worker(proxy.url, lease_seconds=LEASE)
+    fleet.until_reaped(jobless)
+    fleet.until_running(lost[6:], attempt=2)
+    fleet.until_ended(spent)
+    assert proxy.swallowed == len(kinds)
+    for request_id in spent:
+        run, log = fleet.ended(request_id)
+        assert (run["error"]["code"], reasons(log)) == ("worker_lost", ["started", "worker_lost"])
+    for request_id in jobless:
+        run, log = fleet.ended(request_id)
+        assert (run["status"], reasons(log)) == ("completed", ["started"])
+    for request_id in lost[6:]:
+        assert fleet.field(request_id, "fails") == "1"
+        assert reasons(fleet.client.log(request_id)) == ["started", "worker_lost"]
+    assert worker.popen.poll() is None
