@@ -175,6 +175,8 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
     """Runs the attempt until it has ended. `stop` is resolved by whoever ends it from outside: with `cancelled` or
     `erased` by a client, with HANDED_OVER by this worker, which then gives the run back.
     """
+    if stop.done():  # while it was claimed: its agent is not begun for nothing
+        return Outcome(stop.result(), 0)
     driver = Driver(lease, publisher)
     publishing = asyncio.create_task(publisher.run())
     driving = asyncio.create_task(driver.drive(agent, run))
