@@ -31,6 +31,7 @@ from redis.exceptions import (
 from broker.errors import Misconfigured, Unavailable
 from broker.redis_url import Address, parse
 from broker.runs.cluster import Cluster
+from broker.runs.memory import is_out_of_memory
 from broker.runs.pool import Cancellable, Pool, Tcp, Tls, Unix, tls_context
 from broker.runs.sentinel import ElectedTcp, ElectedTls, Sentinels
 
@@ -130,11 +131,6 @@ _FAKE_SERVERS: dict[str, Any] = {}
 def is_away(error: BaseException) -> bool:
     """Whether `error` says that Redis cannot answer now, by its class or by its words."""
     return isinstance(error, AWAY) or (isinstance(error, RedisError) and _AWAY_WORDS.search(str(error)) is not None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Redis has refused a write because its memory is full: an outage that somebody has to end."""
-    return isinstance(error, OutOfMemoryError) or (isinstance(error, RedisError) and ": -OOM " in str(error))
 
 
 # Inside a script's error 6.2 has them after "-": "Error running script (call to f_…): @user_script:9: -OOM command …"

@@ -14,6 +14,8 @@ from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, Uni
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, ReadOnlyError, ResponseError, TimeoutError
 
+from broker.runs.memory import is_out_of_memory, refused
+
 _READ_ONLY_IN_SCRIPT = re.compile(r": -READONLY\b")
 """Of 6.2: "Error running script (call to f_…): @user_script:9: -READONLY …", which redis-py has no class for."""
 
@@ -50,6 +52,8 @@ class Cancellable(AbstractConnection if TYPE_CHECKING else object):  # type: ign
         except ResponseError as error:
             if isinstance(error, ReadOnlyError) or _READ_ONLY_IN_SCRIPT.search(str(error)):
                 self.demoted = True
+            elif is_out_of_memory(error):
+                refused(self._host_error())
             raise
 
     def abort(self) -> None:

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from broker.runs.connections import is_away
-from broker.runs.memory import SOUND, Memory, memory_of, report
+from broker.runs.memory import SOUND, Memory, memory_of, warn_of_eviction
 from broker.runs.scripts import Answer, Reply, primary_ages
 from broker.runs.shards import Shard, shard_of, shards
 
@@ -232,10 +232,12 @@ class Primaries:
             )
             primary.calm_since = now
         primary.clock_ms, primary.asked_at = clock_ms, asked
-        if info["memory"].full:  # so that no owner can renew its lease
+        memory: Memory = info["memory"]
+        if memory.full:  # so that an owner may be unable to renew its lease
             primary.calm_since = now
-        report(primary.memory, info["memory"], name)
-        primary.memory = info["memory"]
+        if memory.evicts and memory.evicts != primary.memory.evicts:
+            warn_of_eviction(memory.evicts, name)
+        primary.memory = memory
         primary.covered = max(primary.covered, self._covers(primary, asked, info))
         return back
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from broker.runs.connections import connect, is_away, is_out_of_memory
-from broker.runs.memory import Memory, memory_of, report
+from broker.runs import memory as memory_module
+from broker.runs.connections import connect, is_away
+from broker.runs.memory import Memory, is_out_of_memory, memory_of
 from broker.runs.primaries import Primaries
 from broker.runs.scripts import Scripts
 from tests.kit.redis_server import VERSIONS, RedisServer, server_of
@@ -41,38 +42,24 @@ async def client(server: RedisServer) -> AsyncIterator[Redis]:
     [
         ({}, Memory()),
         ({"maxmemory": 0, "maxmemory_policy": "allkeys-lru", "used_memory": 5}, Memory()),
-        ({"maxmemory": 10, "maxmemory_policy": "noeviction", "used_memory": 5}, Memory()),
-        ({"maxmemory": 10, "maxmemory_policy": "noeviction", "used_memory": 11}, Memory(full=True)),
+        ({"maxmemory": 100 * MIB, "maxmemory_policy": "noeviction", "used_memory": 90 * MIB}, Memory()),
+        ({"maxmemory": 100 * MIB, "maxmemory_policy": "noeviction", "used_memory": 99 * MIB}, Memory(full=True)),
+        ({"maxmemory": 100 * MIB, "maxmemory_policy": "noeviction", "used_memory": 101 * MIB}, Memory(full=True)),
         (
             {
-                "maxmemory": 10,
+                "maxmemory": 100 * MIB,
                 "maxmemory_policy": "noeviction",
-                "used_memory": 15,
-                "mem_not_counted_for_evict": 6,
+                "used_memory": 105 * MIB,
+                "mem_not_counted_for_evict": 10 * MIB,
             },
             Memory(),
         ),
-        ({"maxmemory": 10, "maxmemory_policy": "allkeys-lru", "used_memory": 11}, Memory(evicts="allkeys-lru")),
-        ({"maxmemory": 10, "maxmemory_policy": "volatile-ttl", "used_memory": 1}, Memory(evicts="volatile-ttl")),
+        ({"maxmemory": 9, "maxmemory_policy": "allkeys-lru", "used_memory": 11}, Memory(evicts="allkeys-lru")),
+        ({"maxmemory": 9, "maxmemory_policy": "volatile-ttl", "used_memory": 1}, Memory(evicts="volatile-ttl")),
     ],
 )
 def test_what_info_says_of_memory(info: dict[str, object], memory: Memory) -> None:
     assert memory_of(info) == memory
-
-
-def test_each_change_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    states = [Memory(), Memory(full=True), Memory(full=True), Memory(), Memory(evicts="allkeys-lru")]
-    states += [Memory(evicts="allkeys-lru"), Memory(evicts="volatile-lru"), Memory()]
-    for before, now in pairwise(states):
-        report(before, now, "")
-    told = [(record.levelname, record.message[:24]) for record in caplog.records]
-    assert told == [
-        ("ERROR", "Redis is out of memory ("),
-        ("INFO", "Redis has memory again"),
-        ("ERROR", "Redis is to delete keys "),
-        ("ERROR", "Redis is to delete keys "),
-    ]
 
 
 async def test_every_kind_of_write_that_full_memory_refuses_is_an_outage_with_that_name(
@@ -96,16 +83,31 @@ async def test_every_kind_of_write_that_full_memory_refuses_is_an_outage_with_th
     assert (await append(scripts, lease, 2, *words("a"))).answer == "OK"
 
 
-async def test_primaries_say_when_memory_is_full_and_when_it_is_not_any_more(
-    client: Redis, server: RedisServer, caplog: pytest.LogCaptureFixture
+async def test_writes_that_are_refused_are_told_of_once_in_a_while(
+    client: Redis, server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="broker.runs.memory")
+    lease = await running(Scripts(client))
+    server.fill_memory()
+    for told in (1, 1, 1, 2):
+        monkeypatch.setattr(memory_module, "TOLD_SECONDS", 60 if told == 1 else 0)
+        with pytest.raises(RedisError):
+            await append(Scripts(client), lease, 2, *words("a"))
+        assert len(caplog.records) == told
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
+    assert caplog.records[0].message.startswith("Redis is out of memory (maxmemory)")
+    assert caplog.records[0].__dict__["redis"] == f"127.0.0.1:{server.port}"
+
+
+async def test_while_memory_is_full_leases_mean_nothing(client: Redis, server: RedisServer) -> None:
+    """Owners cannot renew them (PROTOCOL 4.7)."""
     primaries = Primaries(client, client)
-    for full in (False, True, True, False):
+    await primaries.look()
+    for full in (False, True, False):
         (server.fill_memory if full else server.free_memory)()
+        before = primaries.calm_since("0" * 32)
         await primaries.look()
-    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
-    assert "out of memory" in caplog.records[0].message
+        assert (primaries.calm_since("0" * 32) > before) == full
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
