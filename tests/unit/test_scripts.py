@@ -478,6 +478,17 @@ async def test_a_checkpoint_is_stored_with_its_batch(redis: Redis, scripts: Scri
     assert await field(redis, lease.request_id, "checkpoint") == '{"n":2}'
 
 
+async def test_a_batch_that_comes_late_does_not_set_the_checkpoint_back(redis: Redis, scripts: Scripts) -> None:
+    """Its reply was lost with its connection, so it was sent again, and others after it; then the first one arrives."""
+    lease = await running(scripts)
+    for seq in (2, 3):
+        await append(scripts, lease, seq, *words("a"), checkpoint=(EventId(lease.epoch, seq), {"n": seq}))
+    before = await snapshot(redis, lease.request_id)
+    reply = await append(scripts, lease, 2, *words("a"), checkpoint=(EventId(lease.epoch, 2), {"n": 2}))
+    assert reply.answer is Answer.DUP
+    assert await snapshot(redis, lease.request_id) == before
+
+
 async def test_a_checkpoint_of_a_batch_that_is_not_taken_is_not_stored(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 5, *words("a"), kept_from=2, checkpoint=(EventId(lease.epoch, 5), 1))

@@ -20,7 +20,7 @@ if mine and last_epoch == epoch and last_seq >= upto then
     if ARGV[9] ~= '0' then
       redis.call('HSET', RUN, 'deadline', int(now() + tonumber(ARGV[9])))
     end
-    if ARGV[11] ~= '' then                                 -- of events that an earlier batch brought
+    if ARGV[11] ~= '' and not below(ARGV[11], run[10] or '0-0') then         -- a batch that comes late has an old one
       redis.call('HSET', RUN, 'checkpoint_id', ARGV[11], 'checkpoint', ARGV[12])
     end
   end
@@ -33,20 +33,20 @@ if CLOSED[status] then
   return {'CLOSED', last, status}
 end
 local have = last_epoch == epoch and last_seq or 0         -- entries of this epoch in the log
-local low, resume_epoch, resume_seq = tonumber(ARGV[7]), parse(ARGV[6])
+local low, resume_from = tonumber(ARGV[7]), ARGV[6]
 
 -- Whether this epoch, before its first entry is there, would stand on what an `attempt` of another has voided: a
 -- failover took both, and the other one was repaired first.
 local function voided()
-  for epoch_of, from_epoch, from_seq in string.gmatch(run[8] or '', '(%d+)-1:(%d+)-(%d+)') do
-    if resume_epoch < tonumber(epoch_of) and below(from_epoch, from_seq, resume_epoch, resume_seq) then
+  for own, from in string.gmatch(run[8] or '', '(%S+):(%S+)') do
+    if below(from, resume_from) and below(resume_from, own) then
       return true
     end
   end
   return false
 end
 
-if below(last_epoch, last_seq, resume_epoch, resume_seq) or (low > 1 and (last_epoch < epoch or have < low - 1))
+if below(last, resume_from) or (low > 1 and (last_epoch < epoch or have < low - 1))
     or (have == 0 and voided()) then
   return {'LOST', last, status}
 end
@@ -78,7 +78,7 @@ end
 if have == 0 then                                          -- a claim that a failover lost is repaired
   set('rewinds', (run[8] or '') .. ARGV[3] .. '-1:' .. ARGV[6] .. ' ')
   set('started_at', run[9] or int(time))
-  if run[10] and below(resume_epoch, resume_seq, parse(run[10])) then
+  if run[10] and below(resume_from, run[10]) then
     redis.call('HDEL', RUN, 'checkpoint_id', 'checkpoint') -- it covers what this epoch voids
   end
 end

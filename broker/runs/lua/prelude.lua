@@ -23,8 +23,9 @@ local function parse(id)
   return tonumber(epoch), tonumber(seq)
 end
 
-local function below(epoch, seq, other_epoch, other_seq)
-  epoch, seq = tonumber(epoch), tonumber(seq)
+local function below(id, other)
+  local epoch, seq = parse(id)
+  local other_epoch, other_seq = parse(other)
   return epoch < other_epoch or (epoch == other_epoch and seq < other_seq)
 end
 
