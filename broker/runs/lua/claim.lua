@@ -12,8 +12,9 @@ local attempt, token, time = tonumber(ARGV[3]), ARGV[4], now()
 local epoch = tonumber(run[4])
 local reason = attempt == 1 and 'started' or run[12] or 'worker_lost'
 local resume_from = attempt > 1 and run[7] or '0-1'
-local repeated = status == 'running' and run[5] == token
-if not repeated then
+if status == 'running' and run[5] == token then           -- repeated: whoever waits for a replica (5.3) lives
+  redis.call('HSET', RUN, 'deadline', int(time + tonumber(ARGV[5])))
+else
   if CLOSED[status] then
     return {'CLOSED', last, status}
   end
