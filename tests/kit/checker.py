@@ -137,7 +137,7 @@ def check(
         for reading in readings.get(request_id, ()):
             found += _violations(request_id, reading.name, of_reading(reading, log, exempt))
     if not allowed.lost_keys:
-        found += _twins(history)
+        found += _twins(history, allowed.erased)
     return found
 
 
@@ -191,11 +191,12 @@ def _end_of(run: Mapping[str, Any]) -> tuple[Any, ...]:
     return run["status"], run["last_event_id"], run["answer"]
 
 
-def _twins(history: History) -> Iterator[Violation]:
-    """P1: one run for each key."""
+def _twins(history: History, erased: Collection[str]) -> Iterator[Violation]:
+    """P1: one run for each key; another one after it was erased."""
     ids: dict[str, set[str]] = {}
     for submit in history.submits:
-        ids.setdefault(submit.key, set()).add(submit.request_id)
+        if submit.request_id not in erased:
+            ids.setdefault(submit.key, set()).add(submit.request_id)
     for key, same in ids.items():
         if len(same) > 1:
             yield Violation("twins", min(same), "", f"{key!r} has the runs {sorted(same)}")

@@ -584,6 +584,7 @@ EXCUSES: dict[str, tuple[Callable[[], Story], Allowed, set[str]]] = {
     "a run": (lost_run, Allowed(lost_runs={RUN}), {"missing"}),
     "an erased run": (lost_run, Allowed(erased={RUN}), {"missing"}),
     "the end": (waiting, Allowed(unfinished={RUN}), {"unfinished"}),
+    "an erased run's key": (twins, Allowed(erased={OTHER}), {"twins", "missing"}),
     "a key": (twins, Allowed(lost_keys=True, lost_runs={OTHER}), {"twins", "missing"}),
 }
 
