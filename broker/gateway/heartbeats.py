@@ -31,7 +31,7 @@ class Heartbeats:
         reread: Callable[[Channel], asyncio.Task[None]],
         seconds: float,
         *,
-        on_met: Callable[[Sequence[str]], Awaitable[None]],
+        on_met: Callable[[Sequence[str]], None],
         on_watched: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         """`states` asks Redis, `by_shard` says what can be asked together, `reread` starts to read a run again; the
@@ -106,7 +106,7 @@ class Heartbeats:
                 for channel in counted:
                     self._beat_again(channel)
         if idle:
-            await self._on_met(idle)
+            self._on_met(idle)
 
     def _beat_again(self, channel: Channel) -> None:
         if channel.counted:

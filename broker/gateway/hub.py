@@ -37,8 +37,12 @@ _CLOSE_SECONDS = 3.0
 _PRIMARY_SECONDS = 5.0
 
 
-async def _unheard(_: object) -> None:
+def _unheard(_: object) -> None:
     """For a hub on its own."""
+
+
+async def _unwatched(_: object) -> None:
+    """The same."""
 
 
 async def _for_ever() -> None:
@@ -54,8 +58,8 @@ class Hub:
         subscriptions: Redis,
         settings: Settings,
         *,
-        on_met: Callable[[Sequence[str]], Awaitable[None]] = _unheard,
-        on_watched: Callable[[Sequence[str]], Awaitable[None]] = _unheard,
+        on_met: Callable[[Sequence[str]], None] = _unheard,
+        on_watched: Callable[[Sequence[str]], Awaitable[None]] = _unwatched,
     ) -> None:
         """`on_met` hears of unfinished runs that seem to have nobody, `on_watched` of runs that have readers here and
         are cancelled without; both at heartbeats."""

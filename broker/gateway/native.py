@@ -183,7 +183,7 @@ class NativeApi:
         wait, preferred = requests.wait_seconds(request)
         head = await self._visible(request_id, principal)
         if not head.finished:
-            await self._runs.met([request_id])
+            self._runs.met([request_id])
         with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
             await self._watched(request_id, head)
         if wait and not head.finished:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
+import logging
 import re
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
@@ -20,7 +20,7 @@ from broker.fold import Outcome, outcome
 from broker.ids import EventId, Owner, new_request_id
 from broker.runs import keys, log
 from broker.runs.closings import Closings
-from broker.runs.connections import unavailable
+from broker.runs.connections import is_away, unavailable
 from broker.runs.leases import Leases
 from broker.runs.primaries import Primaries
 from broker.runs.queue import Queue
@@ -28,13 +28,15 @@ from broker.runs.record import HEAD_FIELDS, LIVE, RECORD_FIELDS, Head, Record, S
 from broker.runs.scripts import Answer, IdempotencyClaim, Scripts, claim_key
 from broker.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 _LIST_CURSOR = re.compile(r"([0-9]{1,15}):([0-9a-f]{32})")
 CLOSINGS_SECONDS = 3.0
 """How long the end of a process waits for what it closed to be safe."""
 FIRST_LOOK_MS = 10_000
 """A run of which nobody has heard anything so long after its submit is looked at."""
-_MET_SECONDS = 1.0
-"""How long a poll waits to say that it has met a run."""
+_MET_SECONDS = 0.5
+"""How often it is told which runs were met."""
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
 
@@ -65,11 +67,13 @@ class Runs:
         self._leases = Leases(queue.redis)
         self._primaries = Primaries(redis, queue.redis, replicated=self._replicated)
         self._closings = Closings(self._scripts, self._primaries, retention_ms=int(settings.retention_seconds * 1000))
+        self._met: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """What was cancelled and erased here is kept from now on until it is replicated."""
-        self._tasks = [asyncio.create_task(self._primaries.run()), asyncio.create_task(self._closings.run())]
+        background = (self._primaries.run(), self._closings.run(), self._tell_of_met())
+        self._tasks = [asyncio.create_task(work) for work in background]
 
     async def close(self) -> None:
         await self._closings.settle(CLOSINGS_SECONDS)
@@ -215,13 +219,22 @@ class Runs:
         if reply.answer is Answer.GONE:
             raise RunNotFound
 
-    async def met(self, request_ids: Iterable[str]) -> None:
-        """Unfinished runs that somebody has met: a reaper shall know of them (PROTOCOL 4.2). It may fail, in silence:
-        they will be met again."""
-        if (now_ms := self._primaries.now_ms()) is not None:
-            with contextlib.suppress(Unavailable), unavailable():
-                async with asyncio.timeout(_MET_SECONDS):
-                    await self._leases.put_back(request_ids, now_ms)
+    def met(self, request_ids: Iterable[str]) -> None:
+        """Unfinished runs that somebody has met: a reaper shall know of them (PROTOCOL 4.2)."""
+        self._met.update(request_ids)
+
+    async def _tell_of_met(self) -> None:
+        """Beside the polls: the queue's Redis may be away, and then the runs will be met again."""
+        while True:
+            await asyncio.sleep(_MET_SECONDS)
+            met, self._met = self._met, set()
+            now_ms = self._primaries.now_ms()
+            if met and now_ms is not None:
+                try:
+                    await self._leases.put_back(met, now_ms)
+                except Exception as error:
+                    if not is_away(error):
+                        logger.exception("the index of leases cannot be written")
 
     async def watched(self, request_ids: Sequence[str]) -> None:
         """Somebody reads the runs, or asks for them (PROTOCOL 5.6)."""

@@ -22,7 +22,7 @@ class Sweep:
 
     def __init__(self) -> None:
         self.channels: dict[str, Channel] = {}
-        self.status = "running"
+        self.status, self.lease_ms = "running", 1000
         self.failures: list[Exception] = []
         """Raised, one after the other, by whoever is asked or told."""
         self.fails = "told"
@@ -49,13 +49,13 @@ class Sweep:
 
     async def _states(self, channels: Sequence[Channel]) -> list[State | None]:
         self._fail("asked")
-        return [State(self.status, END, 1000 if self.status == "running" else None) for _ in channels]
+        return [State(self.status, END, self.lease_ms if self.status == "running" else None) for _ in channels]
 
     async def _watched(self, request_ids: Sequence[str]) -> None:
         self.watched.append((asyncio.get_running_loop().time(), list(request_ids)))
         self._fail("told")
 
-    async def _met(self, request_ids: Sequence[str]) -> None:
+    def _met(self, request_ids: Sequence[str]) -> None:
         self.met += request_ids
 
     def _reread(self, channel: Channel) -> asyncio.Task[None]:
@@ -96,11 +96,17 @@ async def test_what_was_not_heard_is_said_again_soon(sweep: Sweep, fails: str, e
     assert not sweep.failures
 
 
-async def test_that_a_run_is_watched_is_said_whatever_becomes_of_other_news(sweep: Sweep) -> None:
-    """The queue, and the index of leases with it, may be on another Redis, which is away."""
-    sweep.status = "queued"
-    sweep.add("run", counted=True)
-    await sweep.tells(1)
-    assert sweep.met in ([], ["run"])
+@pytest.mark.parametrize("status", ["queued", "running"])
+async def test_readers_of_a_run_that_seems_to_have_nobody_have_met_it(sweep: Sweep, status: str) -> None:
+    """PROTOCOL 4.2: queued, or with a lease that has expired."""
+    sweep.status, sweep.lease_ms = status, -1
+    sweep.add("run", counted=False)
     while not sweep.met:
         await asyncio.sleep(0.01)
+    assert sweep.met == ["run"]
+
+
+async def test_readers_of_a_run_that_has_a_worker_need_not_tell_of_it(sweep: Sweep) -> None:
+    sweep.add("run", counted=True)
+    await sweep.tells(2)
+    assert not sweep.met
