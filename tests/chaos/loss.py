@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import statistics
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 
 from tests.conftest import Launcher
 from tests.kit.checker import Allowed, Violation
+from tests.kit.fleet import reasons
 from tests.kit.load import NO_ANSWER, Evidence, Load, Plan
 from tests.kit.processes import Gateway, Process, Worker
 
@@ -104,6 +104,11 @@ class Stage:
         self.back_at = self._loads[0].history.now
 
     async def judge(self) -> Judgement:
+        """When all runs have ended: readers may have read an end that was lost, and wait for nothing more."""
+        for load in self._loads:
+            async with asyncio.timeout(load.plan.limit):
+                while not load.done or not all([await _ended(load, request_id) for request_id in load.runs.values()]):
+                    await asyncio.sleep(0.2)
         evidence = [await load.finish() for load in self._loads]
         return Judgement(self, evidence)
 
@@ -120,15 +125,25 @@ class Judgement:
             for request_id, at in self._first_submits()
             if at > stage.lost_at - JUST_BEFORE and self._was_missing(request_id)
         } - told.erased
+        self.lost_ends = set(self._ends_that_stood_on_what_was_lost())
         self.allowed = Allowed(
             rolled_back=True,
             lost_keys=True,
             lost_runs=self.lost_runs,
-            lost_closings=told.cancelled,
+            lost_closings=told.cancelled | self.lost_ends,
             erased=told.erased,
         )
         self.violations = [found for one in self.evidence for found in one.violations(self.allowed)]
         self.violations += self._taken_back()
+
+    def _ends_that_stood_on_what_was_lost(self) -> Iterator[str]:
+        """PROTOCOL 7: their attempts had written more than is kept, and have gone on with another one (LOST)."""
+        for one in self.evidence:
+            for reading in one.history.readings.values():
+                log = one.logs.get(reading.request_id, [])
+                ends = {frame.id.rpartition("/")[2] for frame in reading.frames if frame.type == "final"}
+                if ends - {str(entry.id) for entry in log} and "data_lost" in reasons(log):
+                    yield reading.request_id
 
     def _first_submits(self) -> Iterator[tuple[str, float]]:
         first: dict[str, float] = {}
@@ -161,7 +176,7 @@ class Judgement:
 
     def __str__(self) -> str:
         logs = [log for one in self.evidence for log in one.logs.values()]
-        reasons = Counter(json.loads(entry.data)["reason"] for log in logs for entry in log if entry.type == "attempt")
+        attempts = Counter(reason for log in logs for reason in reasons(log))
         told = sum(
             frame.id.endswith("0-0") and frame.type == "attempt"
             for one in self.evidence
@@ -175,9 +190,9 @@ class Judgement:
                 f"{sum(len(r.frames) for one in self.evidence for r in one.history.readings.values())} events read, "
                 f"{self.stage.back_at - self.stage.lost_at:.1f} s lost; {len(self.violations)} violations",
                 f"  repairs {self.repairs}, hand-overs {self.hand_overs}, readers told {told}, "
-                f"runs lost {len(self.lost_runs)}, "
+                f"runs lost {len(self.lost_runs)}, ends lost {len(self.lost_ends)}, "
                 f"cancelled and erased meanwhile {len(self.stage.confirmed.cancelled)} and "
-                f"{len(self.stage.confirmed.erased)}, attempts by reason {dict(reasons)}",
+                f"{len(self.stage.confirmed.erased)}, attempts by reason {dict(attempts)}",
                 f"  from the loss to the first event: {_spread(self.gaps())}",
                 *(f"  {violation}" for violation in self.violations),
             ]
@@ -213,6 +228,14 @@ def _spread(seconds: Sequence[float]) -> str:
     if not seconds:
         return "none"
     return f"{len(seconds)} runs, median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"
+
+
+async def _ended(load: Load, request_id: str) -> bool:
+    """Or it is not there."""
+    with contextlib.suppress(*NO_ANSWER):
+        status, run = await load.ask("GET", f"/api/v1/runs/{request_id}")
+        return status == 404 or (status == 200 and run["finished_at"] is not None)
+    return False
 
 
 def _readings(load: Load) -> list[Any]:

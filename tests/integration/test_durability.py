@@ -10,13 +10,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.conftest import Launcher
+from tests.kit.api import Api
 from tests.kit.checker import check_log, check_reader, entries_of
-from tests.kit.eventsource import Stream
-from tests.kit.http import Client, token
+from tests.kit.http import Client
 from tests.kit.pair import Pair
 from tests.kit.scale import scaled
 
@@ -29,44 +28,6 @@ SETTINGS: dict[str, Any] = {
 }
 LINK_SECONDS = 0.05
 """How far the replica is behind: enough to lose what does not wait for it."""
-AUTHORIZATION = {"Authorization": f"Bearer {token('alice')}"}
-
-
-class Api:
-    """A client of the native API, over asyncio."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.http = httpx.AsyncClient(base_url=url, headers=AUTHORIZATION, timeout=30)
-
-    async def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return await self.http.request(method, f"/api/v1/{path}", **options)
-
-    async def submit(self, query: str, agent: str = "echo", **parameters: Any) -> str:
-        body = {"query": query, "agent": agent, "parameters": parameters}
-        reply = await self.ask("POST", "query", json=body)
-        assert reply.status_code == 202, reply.text
-        request_id: str = reply.json()["request_id"]
-        return request_id
-
-    async def cancel(self, request_id: str) -> httpx.Response:
-        return await self.ask("POST", f"runs/{request_id}/cancel")
-
-    async def erase(self, request_id: str) -> httpx.Response:
-        return await self.ask("DELETE", f"runs/{request_id}")
-
-    async def poll(self, request_id: str) -> httpx.Response:
-        """Once Redis can be asked."""
-        async with asyncio.timeout(20):
-            while (reply := await self.ask("GET", f"runs/{request_id}")).status_code == 503:
-                await asyncio.sleep(0.02)
-        return reply
-
-    async def until(self, request_id: str, *statuses: str, seconds: float = 30) -> dict[str, Any]:
-        async with asyncio.timeout(seconds):
-            while (run := (await self.poll(request_id)).json()).get("status") not in statuses:
-                await asyncio.sleep(0.05)
-        return dict(run)
 
 
 @pytest.fixture
@@ -76,9 +37,8 @@ def pair(launch: Launcher) -> Pair:
 
 @pytest.fixture
 async def api(launch: Launcher, pair: Pair) -> AsyncIterator[Api]:
-    made = Api(launch.gateway(pair.url, **SETTINGS).url)
-    yield made
-    await made.http.aclose()
+    async with Api(launch.gateway(pair.url, **SETTINGS).url) as api:
+        yield api
 
 
 async def test_what_was_answered_is_there_when_the_primary_dies_at_that_moment(
@@ -126,7 +86,7 @@ async def test_a_claim_and_an_end_survive_the_primary_as_well(launch: Launcher, 
     launch.worker(pair.url, **SETTINGS)
     pair.link.delay(LINK_SECONDS)
     request_id = await api.submit("go on", "tokens", count=100, pause=0.02)
-    stream = await Stream().open(api.url, f"/api/v1/runs/{request_id}/stream", AUTHORIZATION)
+    stream = await api.stream(request_id)
     await stream.until(lambda: len(stream.events) > 2)
     await pair.fail_over()
     run = await api.until(request_id, "completed", "failed")
@@ -190,9 +150,7 @@ async def test_what_was_refused_for_want_of_a_replica_is_made_good_on_the_next_p
     assert {reply.status_code for reply in refused} == {503}
     await pair.fail_over()
     await api.until(stopped, "cancelled")
-    async with asyncio.timeout(20):
-        while (await api.poll(erased)).status_code != 404:
-            await asyncio.sleep(0.05)
+    await api.until_gone(erased)
 
 
 async def test_a_run_that_was_claimed_without_a_replica_waits_for_one_and_is_not_taken_for_lost(
@@ -214,20 +172,19 @@ async def test_a_run_that_was_claimed_without_a_replica_waits_for_one_and_is_not
 async def test_what_was_accepted_under_fast_may_be_lost_with_the_primary(launch: Launcher, pair: Pair) -> None:
     """It is then a run that does not exist; the README says so."""
     fast = {**SETTINGS, "durability": "fast"}
-    api = Api(launch.gateway(pair.url, **fast).url)
-    kept = await api.submit("kept")
-    await asyncio.to_thread(pair.until_synchronised)
-    pair.link.pause()
-    lost = await api.submit("lost")
-    assert (await api.poll(lost)).status_code == 200
-    stream = await Stream().open(api.url, f"/api/v1/runs/{lost}/stream", AUTHORIZATION)
-    await stream.until(lambda: len(stream.events) == 1)
-    await pair.fail_over()
-    assert (await api.poll(lost)).status_code == 404
-    assert (await api.poll(kept)).status_code == 200
-    await stream.ended(30)
-    assert (stream.ending, stream.events[-1].json["code"]) == ("finished", "gone")
-    launch.worker(pair.url, **fast)
-    again = await api.submit("lost")
-    assert (await api.until(again, "completed", "failed"))["status"] == "completed"
-    await api.http.aclose()
+    async with Api(launch.gateway(pair.url, **fast).url) as api:
+        kept = await api.submit("kept")
+        await asyncio.to_thread(pair.until_synchronised)
+        pair.link.pause()
+        lost = await api.submit("lost")
+        assert (await api.poll(lost)).status_code == 200
+        stream = await api.stream(lost)
+        await stream.until(lambda: len(stream.events) == 1)
+        await pair.fail_over()
+        assert (await api.poll(lost)).status_code == 404
+        assert (await api.poll(kept)).status_code == 200
+        await stream.ended(30)
+        assert (stream.ending, stream.events[-1].json["code"]) == ("finished", "gone")
+        launch.worker(pair.url, **fast)
+        again = await api.submit("lost")
+        assert (await api.until(again, "completed", "failed"))["status"] == "completed"

@@ -180,7 +180,7 @@ def of_reading(reading: Reading, log: Sequence[Entry], exempt: Exempt) -> Iterat
     first = lives[0].after
     if len(lives) > 1 and not exempt.rolled_back and (first == START or first in stored or lives[0].entries):
         yield Finding("restarted", f"told {len(lives) - 1} times that its cursor is lost")
-    saw_a_lost_end = False
+    saw_a_lost_end = first != START and first not in stored  # its cursor, which another reader had
     for life in lives:
         lost_ends = {entry.id for entry in life.entries if entry.terminal and entry.id not in stored}
         saw_a_lost_end = saw_a_lost_end or bool(lost_ends)

@@ -553,6 +553,22 @@ def lost_closing() -> Story:
     return world.finish("error")
 
 
+def lost_closing_of_others() -> Story:
+    """`b` joined with the cursor of such an end, and was told that it has it all."""
+    world = World()
+    world.attempt(0)
+    world.tokens(3)
+    world.close("cancelled")
+    cursor = str(world.end)
+    world.history.reads("b", RUN, cursor)
+    world.history.connected("b", "http://127.0.0.1", cursor, 204)
+    world.history.disconnected("b", "finished")
+    world.history.ended("b", "204")
+    world.roll_back(3)
+    world.lost.clear()
+    return world.finish("cancelled")
+
+
 def lost_run() -> Story:
     world = World()
     world.read("a", 1)
@@ -581,6 +597,11 @@ def twins() -> Story:
 THERE = {OTHER}
 EXCUSES: dict[str, tuple[Callable[[], Story], Allowed, set[str]]] = {
     "a closing": (lost_closing, Allowed(rolled_back=True, lost_closings={RUN}), {"after the end", "poll", "terminal"}),
+    "a closing that others saw": (
+        lost_closing_of_others,
+        Allowed(rolled_back=True, lost_closings={RUN}),
+        {"fold"},
+    ),
     "a run": (lost_run, Allowed(lost_runs={RUN}), {"missing"}),
     "an erased run": (lost_run, Allowed(erased={RUN}), {"missing"}),
     "the end": (waiting, Allowed(unfinished={RUN}), {"unfinished"}),
