@@ -213,6 +213,22 @@ async def test_nothing_is_fenced_or_closed_for_a_lease_after_the_start(
     assert asyncio.get_running_loop().time() - began >= LEASE
 
 
+async def test_no_queued_run_is_closed_for_a_lease_after_the_start(
+    redis: Redis, scripts: Scripts, start: Start
+) -> None:
+    began = asyncio.get_running_loop().time()
+    worker = await start(new=True)
+    request_id = await queued(scripts)
+    await put(redis, request_id, enqueues=MAX_ENQUEUES)
+    await index(redis, request_id)
+    await worker.parts.primaries.look()
+    while await field(redis, request_id, "status") == "queued":
+        await worker.look()
+        assert asyncio.get_running_loop().time() - began < 10
+    assert asyncio.get_running_loop().time() - began >= LEASE
+    assert worker.reaper.counts == {"closed_not_started": 1}
+
+
 async def test_a_worker_that_has_not_yet_asked_the_primary_fences_nothing(
     redis: Redis, scripts: Scripts, start: Start
 ) -> None:
