@@ -34,23 +34,29 @@ class StreamSink(Sink, Protocol):
 class TransportSink:
     """The fast path. `send` has written the response's head; in between, chunks go to the transport directly."""
 
-    __slots__ = ("_connection", "_lost", "_reader", "_receive", "_timeout", "paused", "write")
+    __slots__ = ("_connection", "_lost", "_reader", "_receive", "_timeout", "_write", "paused")
     chunked = True
 
     def __init__(self, connection: Connection, receive: Receive, send_timeout: float) -> None:
-        self.write: Callable[[bytes], None] = connection.transport.write
+        self._write: Callable[[bytes], None] = connection.transport.write
         self._connection = connection
         self._receive = receive
         self._timeout = send_timeout
         self._reader: Reader | None = None
         self.paused = False
-        self._lost = False
+        self._lost = connection.transport.is_closing()
         connection.sink = self
 
     def attach(self, reader: Reader) -> None:
         self._reader = reader
         if self._lost:
             reader.closed()
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._write(data)
+        except RuntimeError:  # uvloop's, of a connection that is gone; the reader hears of that by `lost`
+            pass
 
     def pause(self) -> None:
         self.paused = True
