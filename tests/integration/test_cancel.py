@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -134,6 +136,35 @@ def test_a_run_whose_worker_is_dead_is_closed_at_once(stage: Stage, launch: Laun
     assert stage.types(request_id)[-2:] == ["attempt", "cancelled"]
 
 
+def test_a_run_that_was_taken_from_a_lost_worker_is_closed_before_another_has_room_for_it(
+    stage: Stage, launch: Launcher
+) -> None:
+    """Fenced, and not yet claimed."""
+    lost = launch.worker(stage.redis.url, lease_seconds=1)
+    request_id = stage.running("hangs")
+    full = launch.worker(stage.redis.url, lease_seconds=1, max_jobs=1)
+    lost.signal(signal.SIGSTOP)  # or it would take this one as well
+    other = stage.running("hangs")
+    lost.kill()
+    wait_for(lambda: bool(full.logged("reaped", done="fenced", request_id=request_id)), seconds=20)
+    run = stage.cancel(request_id)
+    assert (run["status"], run["attempt"], run["answer"]) == ("cancelled", 1, "waiting ")
+    stage.cancel(other)  # now it has room
+    wait_for(lambda: bool(full.logged("claim refused", request_id=request_id, answer="CLOSED")))
+    assert stage.types(request_id) == ["start", "attempt", "token", "attempt", "cancelled"]
+
+
+def test_a_run_that_was_handed_over_is_closed_before_another_worker_comes(stage: Stage, launch: Launcher) -> None:
+    worker = launch.worker(stage.redis.url, grace_seconds=0)
+    request_id = stage.running("hangs")
+    assert worker.stop() == 0
+    assert stage.client.run(request_id)["status"] == "queued"
+    assert stage.cancel(request_id, stage.elsewhere)["status"] == "cancelled"
+    later = launch.worker(stage.redis.url)
+    wait_for(lambda: bool(later.logged("claim refused", request_id=request_id, answer="CLOSED")))
+    assert stage.types(request_id) == ["start", "attempt", "token", "attempt", "cancelled"]
+
+
 # -- a living worker -----------------------------------------------------------------------------------------
 
 
@@ -145,6 +176,18 @@ def test_a_running_agent_is_closed_and_its_partial_output_stays(stage: Stage, pa
     wait_for(mark.exists)
     assert stage.types(request_id) == ["start", "attempt", "token", "attempt", "cancelled"]
     wait_for(lambda: bool(patient.logged("run ended", request_id=request_id, outcome="cancelled")))
+
+
+def test_how_soon_the_agents_of_cancelled_runs_are_closed(stage: Stage, patient: Worker, tmp_path: Path) -> None:
+    marks = [tmp_path / f"mark-{n}" for n in range(scaled(200))]
+    runs = [stage.running("slow", mark) for mark in marks]
+    took = []
+    for n, (request_id, mark) in enumerate(zip(runs, marks, strict=True)):
+        began = time.monotonic()
+        stage.cancel(request_id, (stage.client, stage.elsewhere)[n % 2])
+        wait_for(mark.exists, every=0.002)
+        took.append(time.monotonic() - began)
+    print(f"{len(took)} agents closed, median {median(took) * 1000:.0f} ms, max {max(took) * 1000:.0f} ms")
 
 
 def test_every_stream_of_the_run_ends_with_the_cancel(stage: Stage, patient: Worker) -> None:
@@ -266,6 +309,61 @@ def test_a_stubborn_agent_is_left_behind_and_writes_nothing(stage: Stage, patien
     assert stage.client.finished(stage.client.submit("the worker lives"))["status"] == "completed"
     time.sleep(0.3)
     assert stage.client.log(request_id) == log
+
+
+# -- while Redis fails over, or is away ----------------------------------------------------------------------
+
+
+def test_a_cancel_right_after_a_failover_is_answered_when_the_primary_has_settled(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    """P25: running and queued, through either gateway. Nothing is closed before its worker could mend the log."""
+    pair = launch.pair()
+    gateways = [launch.gateway(pair.url, heartbeat_seconds=1) for _ in range(2)]
+    worker = launch.worker(pair.url, max_jobs=3)
+    with Client(gateways[0].url) as one, Client(gateways[1].url) as two, ThreadPoolExecutor(6) as pool:
+        marks = [tmp_path / f"mark-{n}" for n in range(3)]
+        runs = [one.submit(f"{n}", agent="slow", parameters={"mark": str(mark)}) for n, mark in enumerate(marks)]
+        wait_for(lambda: all(one.run(request_id)["last_event_id"].endswith("-2") for request_id in runs))
+        runs += [one.submit(f"{n}", agent="slow") for n in range(3, 6)]
+        pair.until_synchronised()
+        asyncio.run(pair.fail_over())
+        began = time.monotonic()
+
+        def cancel(request_id: str, client: Client) -> float:
+            while (response := client.post(f"/api/v1/runs/{request_id}/cancel")).status_code == 503:
+                time.sleep(0.1)
+            assert response.json()["status"] == "cancelled"
+            return time.monotonic() - began
+
+        took = list(pool.map(cancel, runs, [one, two] * 3))
+        print(f"answered {min(took):.1f} to {max(took):.1f} s after the failover")
+        for request_id in runs:
+            log = one.log(request_id)
+            check_log(log)
+            assert log[-1].type == "cancelled"
+        for mark in marks:
+            wait_for(mark.exists)
+    # By the primary's clock: an epoch is the milliseconds since the run was submitted.
+    with pair.primary.client() as client:
+        since = max(int(value) for value in client.hgetall(keys.PRIMARIES).values())
+        for request_id in runs:
+            finished_at = client.hget(keys.run(request_id), "finished_at")
+            assert isinstance(finished_at, bytes)
+            assert int(finished_at) >= since + 5000
+    assert not worker.logged("run handed over")
+
+
+def test_a_cancel_while_redis_is_away_is_told_to_come_again_and_then_works(stage: Stage, patient: Worker) -> None:
+    request_id = stage.running("hangs")
+    stage.redis.kill()
+    response = stage.client.post(f"/api/v1/runs/{request_id}/cancel")
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    stage.redis.start()
+    while (response := stage.client.post(f"/api/v1/runs/{request_id}/cancel")).status_code == 503:
+        time.sleep(0.1)
+    assert response.json()["status"] == "cancelled"
+    assert stage.types(request_id)[-1] == "cancelled"
 
 
 # -- erasure -------------------------------------------------------------------------------------------------
