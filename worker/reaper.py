@@ -117,6 +117,8 @@ class Reaper:
             await self._leases.put(later)
             await self._leases.remove(ended)
             live = [row for row in rows.values() if row is not None and row.status in LIVE]
+            if live:  # a clock may have been set a moment ago, and then they only seem to be late
+                await self._primaries.look()
             for row in live:
                 if row.status == "running":
                     await self._guarded(row, self._expired(row, due.now_ms))
@@ -271,11 +273,13 @@ class Reaper:
         self._scanning[shard.name] = int(cursor)
         request_ids = [keys.request_id_of(name.decode("ascii", "replace")) for name in names]
         rows = await read_rows(self._redis, request_ids, quiet=True)
-        unfinished = [row.request_id for row in rows.values() if row is not None and row.status in LIVE]
         now_ms = self._primaries.now_ms()
-        if unfinished and now_ms is not None:
+        if now_ms is None:
+            return
+        for status, longest in (("running", self._lease_ms), ("queued", QUEUED_MS[1])):
+            unfinished = [row.request_id for row in rows.values() if row is not None and row.status == status]
             await self._leases.put_back(unfinished, now_ms)
-            await self._leases.put_no_later(unfinished, now_ms + QUEUED_MS[1])
+            await self._leases.put_no_later(unfinished, now_ms + longest)
 
 
 _SPENT_OR_OVERDUE: dict[Answer, tuple[Error, AttemptReason]] = {
