@@ -33,7 +33,7 @@ from broker.redis_url import Address, parse
 from broker.runs.cluster import Cluster
 from broker.runs.memory import is_out_of_memory
 from broker.runs.pool import Cancellable, Pool, Tcp, Tls, Unix, tls_context
-from broker.runs.sentinel import ElectedTcp, ElectedTls, Sentinels
+from broker.runs.sentinel import ElectedPool, ElectedTcp, ElectedTls, Sentinels
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def connect(url: str, *, connections: int, wait: float = SOCKET_TIMEOUT) -> Redi
         asking = {name: value for name, value in options.items() if name not in ("host", "port", "db")} | own
         sentinels = Sentinels(where.nodes, where.master, kind, **asking)
         elected = ElectedTls if kind is Tls else ElectedTcp
-        return Redis.from_pool(Pool(connection_class=elected, sentinels=sentinels, **pool, **options))
+        return Redis.from_pool(ElectedPool(connection_class=elected, sentinels=sentinels, **pool, **options))
     if where.kind == "cluster":
         common = {**options, **pool, "connection_class": kind, "parser_class": ClusterParser}
 

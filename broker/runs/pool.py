@@ -7,7 +7,6 @@ import builtins
 import re
 import ssl
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
@@ -91,17 +90,24 @@ class Pool(BlockingConnectionPool):
         self._on_trouble = on_trouble
 
     async def release(self, connection: Any) -> None:
-        await super().release(connection)
+        # redis-py's own also asks for listeners that would renew credentials: there are none, and it takes a while.
+        async with self._condition:
+            self._in_use_connections.remove(connection)
+            self._available_connections.append(connection)
+            self._condition.notify()
         if connection.demoted:
             connection.demoted = False
             self.drop()
         if not connection.is_connected:
             self._on_trouble()
 
+    def connections(self) -> list[Any]:
+        """Those in use and those that are not."""
+        return [*self._available_connections, *self._in_use_connections]
+
     def drop(self) -> None:
         """Cuts all connections. Who comes next gets a new one."""
-        connections: Iterable[Any] = chain(self._available_connections, self._in_use_connections)
-        for connection in connections:
+        for connection in self.connections():
             connection.abort()
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import ConnectionError, RedisError
 
 from broker.redis_url import Address
-from broker.runs.pool import Cancellable, Tcp, Tls
+from broker.runs.pool import Cancellable, Pool, Tcp, Tls
 
 ANSWER_SECONDS = 1.0
 """A Sentinel that takes longer is not waited for."""
@@ -106,3 +106,18 @@ class ElectedTcp(Elected, Tcp):
 
 class ElectedTls(Elected, Tls):
     pass
+
+
+class ElectedPool(Pool):
+    """When a connection finds the primary elsewhere, all others leave where it was."""
+
+    _primary: Address | None = None
+
+    async def ensure_connection(self, connection: Any) -> None:
+        await super().ensure_connection(connection)
+        address = (connection.host, connection.port)
+        if address != self._primary:
+            self._primary = address
+            for other in self.connections():
+                if (other.host, other.port) != address:
+                    other.abort()

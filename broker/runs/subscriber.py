@@ -85,6 +85,7 @@ class Subscriber:
         self._channels.add(channel)
         feed = self._feeds.get(shard_of_key(self.redis, channel))
         if feed is None:
+            self._displaced.set()
             raise ConnectionError("the subscriber is not connected")
         self._settle(channel, feed)
         await feed.subscribe(channel)
@@ -105,18 +106,23 @@ class Subscriber:
 
     async def _tend(self) -> None:
         """Keeps a feed for each shard, and each channel on the feed of its shard."""
-        failures = 0
+        failures, before = 0, list[Shard]()
         while True:
+            displaced = self._displaced.is_set()
+            self._displaced.clear()
             try:
-                if self._displaced.is_set():
-                    self._displaced.clear()
+                if displaced:
                     hint, self._hint = self._hint, None
                     await renew(self.redis, hint)
-                await self._feed(await shards(self.redis))
-                failures = 0
+                found = await shards(self.redis)
+                if displaced or found != before:
+                    await self._feed(found)
+                failures, before = 0, found
             except Exception as error:
                 if failures == 0:
                     logger.warning("the shards are not known", extra={"error": repr(error)})
+                if displaced:
+                    self._displaced.set()
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
@@ -300,7 +306,7 @@ class _Feed:
         if own := self._leaving.pop(channel, 0):
             if own > 1:
                 self._leaving[channel] = own - 1
-        elif channel in self._channels:
+        else:
             self._displace([channel])
 
     def _refused(self, error: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from broker.runs.connections import connect, is_away
+from broker.runs.pool import Pool
 from tests.conftest import Launcher
 from tests.kit.checker import check_log, check_poll, check_reader, entries_of
 from tests.kit.eventsource import Stream
 from tests.kit.http import Client, token
-from tests.kit.processes import Process
+from tests.kit.processes import Gateway, Process, Worker
 from tests.kit.redis_server import RedisServer, redis_6_2, redis_binary
 from tests.kit.sentinel import Sentinel, Sentinels
 from tests.kit.tls import make_certificates
@@ -22,6 +25,14 @@ from tests.kit.waiting import until
 from tests.kit.whole_path import check_stream_and_poll, check_whole_path
 
 PASSWORD = "pelican-and-heron"
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, sentinels: Sentinels, **settings: Any) -> AsyncIterator[tuple[list[Gateway], Worker]]:
+    """Two gateways and a worker, which end before their Redis does."""
+    with contextlib.closing(Launcher(folder)) as launch:
+        gateways = [launch.gateway(sentinels.url, **settings) for _ in range(2)]
+        yield gateways, launch.worker(sentinels.url, **settings)
 
 
 def named(server: RedisServer) -> set[str]:
@@ -35,25 +46,23 @@ def check_no_password(*processes: Process) -> None:
         assert PASSWORD not in process.log_text()
 
 
-async def test_the_whole_path_with_tls_and_passwords_everywhere(launch: Launcher, tmp_path: Path) -> None:
+async def test_the_whole_path_with_tls_and_passwords_everywhere(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path / "certificates")
-    async with Sentinels(
-        tmp_path, certificates=certificates, password=PASSWORD, sentinel_password=f"{PASSWORD}-2"
-    ) as sentinels:
-        gateways = [launch.gateway(sentinels.url) for _ in range(2)]
-        worker = launch.worker(sentinels.url)
+    secure = Sentinels(tmp_path, certificates=certificates, password=PASSWORD, sentinel_password=f"{PASSWORD}-2")
+    async with secure as sentinels, serving(tmp_path, sentinels) as (gateways, worker):
         with Client(gateways[0].url) as one, Client(gateways[1].url) as two:
             await asyncio.to_thread(check_whole_path, one, two)
         check_no_password(*gateways, worker)
 
 
-async def test_a_stream_goes_on_where_the_primary_is_killed(launch: Launcher, tmp_path: Path) -> None:
-    async with Sentinels(tmp_path, password=PASSWORD) as sentinels:
-        gateways = [launch.gateway(sentinels.url, heartbeat_seconds=1) for _ in range(2)]
-        worker = launch.worker(sentinels.url)
+async def test_a_stream_goes_on_where_the_primary_is_killed(tmp_path: Path) -> None:
+    async with (
+        Sentinels(tmp_path, password=PASSWORD) as sentinels,
+        serving(tmp_path, sentinels, heartbeat_seconds=1) as (gateways, worker),
+    ):
         auth = {"Authorization": f"Bearer {token('alice')}"}
         with Client(gateways[0].url) as alice:
-            run = alice.submit("failover", agent="tokens", parameters={"count": 60, "pause": 0.2})
+            run = alice.submit("failover", agent="tokens", parameters={"count": 40, "pause": 0.2})
             path = f"/api/v1/runs/{run}/stream"
             stream = await Stream().open(gateways[0].url, path, auth)
             await stream.until(lambda: len(stream.events) > 8)
@@ -114,6 +123,41 @@ async def test_commands_follow_a_failover_of_a_primary_that_lives(tmp_path: Path
         await until(counted)
         await sentinels.until_replicated()
         assert not named(old)
+        await redis.aclose(close_connection_pool=True)
+
+
+async def test_whoever_finds_the_new_primary_takes_the_others_from_the_old_one(tmp_path: Path) -> None:
+    """A paused primary answers nobody and ends no connection: each of them would wait for its own timeout."""
+    async with Sentinels(tmp_path) as sentinels:
+        redis = connect(f"{sentinels.url}?socket_timeout=1", connections=4)
+        pool = redis.connection_pool
+        assert isinstance(pool, Pool)
+        await asyncio.gather(*(redis.execute_command("BLPOP", "none", "0.2") for _ in range(4)))  # type: ignore[no-untyped-call]
+        old = sentinels.primary
+
+        def at_the_old_one() -> int:
+            return sum(
+                1
+                for connection in pool.connections()
+                if connection.port == old.port and connection.is_connected and not connection._writer.is_closing()
+            )
+
+        assert at_the_old_one() == 4
+        old.pause()
+        new = await sentinels.until_failed_over(old)
+
+        async def found() -> bool:
+            try:
+                return await redis.get("a") is None
+            except Exception as error:
+                assert is_away(error), error
+                return False
+
+        await until(found)
+        assert at_the_old_one() == 0
+        assert await asyncio.gather(*(redis.get("a") for _ in range(20))) == [None] * 20
+        assert {connection.port for connection in pool.connections() if connection.is_connected} == {new.port}
+        old.resume()
         await redis.aclose(close_connection_pool=True)
 
 

@@ -48,13 +48,16 @@ class Cluster:
         *options: str,
         shards: int = 3,
         replicas: int = 1,
+        spares: int = 0,
         node_timeout_ms: int = 1000,
         binary: str | None = None,
         certificates: Certificates | None = None,
         password: str | None = None,
     ) -> None:
+        """`replicas` of each shard; `spares` are primaries without a slot."""
         self._folder = folder
         self._shards = shards
+        self._replicas = replicas
         self._binary = binary
         self._certificates = certificates
         self._password = password
@@ -62,8 +65,8 @@ class Cluster:
         self._options += ["--cluster-replica-validity-factor", "0", *options]
         if password:
             self._options += ["--requirepass", password, "--masterauth", password]
-        self.servers = [self._server() for _ in range(shards * (1 + replicas))]
-        """The first ones are primaries at the start."""
+        self.servers = [self._server() for _ in range(shards * (1 + replicas) + spares)]
+        """At the start: the primaries, their replicas, the spares."""
         self._ids: dict[RedisServer, str] = {}
 
     def _server(self) -> RedisServer:
@@ -122,7 +125,8 @@ class Cluster:
             self._ids[server] = server.ask("CLUSTER", "MYID").decode()
             server.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             self.servers[0].ask("CLUSTER", "MEET", "127.0.0.1", server.port)
-        primaries, replicas = self.servers[: self._shards], self.servers[self._shards :]
+        primaries = self.servers[: self._shards]
+        replicas = self.servers[self._shards : self._shards * (1 + self._replicas)]
         for number, server in enumerate(primaries):
             first, end = SLOTS * number // self._shards, SLOTS * (number + 1) // self._shards
             server.ask("CLUSTER", "ADDSLOTS", *range(first, end))
