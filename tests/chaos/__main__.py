@@ -13,34 +13,49 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tests.chaos.storm import ALL, CLIENTS, LOSSES, PROCESSES, REDIS, Report, folder_of, storm
-from tests.conftest import Launcher
+from tests.chaos import cluster_site, pair_site, sentinel_site
+from tests.chaos.report import Report, spread
+from tests.chaos.site import Fault, Site
+from tests.chaos.storm import CLIENTS, PROCESSES, folder_of, storm
 
-FAULTS = {"all": ALL, "processes": PROCESSES, "redis": REDIS, "losses": LOSSES, "clients": CLIENTS}
+SITES: dict[str, tuple[type[Site], tuple[Fault[Any], ...], tuple[Fault[Any], ...]]] = {
+    "pair": (pair_site.PairSite, pair_site.REDIS, pair_site.LOSSES),
+    "sentinel": (sentinel_site.SentinelSite, sentinel_site.REDIS, sentinel_site.LOSSES),
+    "cluster": (cluster_site.ClusterSite, cluster_site.REDIS, cluster_site.LOSSES),
+}
 
 
 @click.command()
 @click.option("--minutes", default=60.0, show_default=True, help="For how long storms are begun.")
 @click.option("--seed", type=int, help="Only the storm of this seed.")
-@click.option("--faults", type=click.Choice(list(FAULTS)), multiple=True, default=["all"], help="What may break.")
-def main(minutes: float, seed: int | None, faults: tuple[str, ...]) -> None:
+@click.option("--redis", type=click.Choice(list(SITES)), default="pair", show_default=True, help="What holds the runs.")
+@click.option(
+    "--faults",
+    type=click.Choice(["all", "processes", "redis", "losses", "clients"]),
+    multiple=True,
+    default=["all"],
+    help="What may break.",
+)
+def main(minutes: float, seed: int | None, redis: str, faults: tuple[str, ...]) -> None:
+    site, of_redis, losses = SITES[redis]
+    groups = {"processes": PROCESSES, "redis": of_redis, "losses": losses, "clients": CLIENTS}
+    groups["all"] = tuple(fault for group in groups.values() for fault in group)
+    chosen = [fault for name in faults for fault in groups[name]]
     base = Path(tempfile.mkdtemp(prefix="storms-"))
     ends = time.monotonic() + minutes * 60
-    chosen = [fault for name in faults for fault in FAULTS[name]]
     totals: Counter[str] = Counter()
+    recoveries: list[float] = []
     while True:
         current = seed if seed is not None else random.randrange(2**32)
         folder = folder_of(base, current)
-        launch = Launcher(folder)
-        try:
-            report = asyncio.run(storm(launch, chosen, current))
-        finally:
-            launch.close()
+        report = asyncio.run(one(site, folder, chosen, current))
         print(report, flush=True)
         _add(totals, report)
+        recoveries += report.recoveries
         if report.sound:
             shutil.rmtree(folder)
         else:
@@ -48,7 +63,13 @@ def main(minutes: float, seed: int | None, faults: tuple[str, ...]) -> None:
         if seed is not None or time.monotonic() >= ends:
             break
     print(f"in all: {dict(totals)}")
-    sys.exit(1 if totals["violations"] or totals["wrong exits"] else 0)
+    print(f"from a primary's end to the next event of a run: {spread(recoveries)}")
+    sys.exit(1 if totals["violations"] or totals["wrong exits and errors"] else 0)
+
+
+async def one(kind: type[Site], folder: Path, faults: list[Fault[Any]], seed: int) -> Report:
+    async with kind(folder, random.Random(seed).choice(["fast", "replicated"])) as site:
+        return await storm(site, faults, seed)
 
 
 def _add(totals: Counter[str], report: Report) -> None:
@@ -59,8 +80,9 @@ def _add(totals: Counter[str], report: Report) -> None:
     totals["rewinds"] += evidence.rewinds
     totals["events checked"] += sum(len(reading.frames) for reading in evidence.history.readings.values())
     totals["violations"] += len(report.violations)
-    totals["wrong exits"] += len(report.exits)
+    totals["wrong exits and errors"] += len(report.exits)
     totals += Counter(f"fault: {fault.kind}" for fault in evidence.history.faults)
+    totals += report.healed
     totals += Counter({f"not promised: {kind}": count for kind, count in report.excused.items()})
 
 

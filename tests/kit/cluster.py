@@ -68,6 +68,7 @@ class Cluster:
         self.servers = [self._server() for _ in range(shards * (1 + replicas) + spares)]
         """At the start: the primaries, their replicas, the spares."""
         self._ids: dict[RedisServer, str] = {}
+        self._paused: set[RedisServer] = set()
 
     def _server(self) -> RedisServer:
         while True:
@@ -154,17 +155,18 @@ class Cluster:
     @property
     def primaries(self) -> list[RedisServer]:
         """The living ones, by their own account."""
-        return [server for server in self._living() if server.ask("ROLE")[0] == b"master"]
+        return [server for server in self.living() if server.ask("ROLE")[0] == b"master"]
 
-    def _living(self) -> list[RedisServer]:
-        return [server for server in self.servers if server.process.poll() is None]
+    def living(self) -> list[RedisServer]:
+        """Nodes that run, and are not stopped."""
+        return [server for server in self.servers if server.process.poll() is None and server not in self._paused]
 
     def _by_port(self, port: int) -> RedisServer:
         return next(server for server in self.servers if server.port == port)
 
     def _whole(self) -> bool:
         """Every living node says that the cluster is fine, and knows of the others what they are."""
-        living = self._living()
+        living = self.living()
         roles = {self._ids[server]: server.ask("ROLE")[0] for server in living}
         for server in living:
             if b"cluster_state:ok" not in server.ask("CLUSTER", "INFO"):
@@ -187,7 +189,7 @@ class Cluster:
 
         def replicated() -> bool:
             offsets = {self._ids[server]: server.offset for server in self.primaries}
-            for server in self._living():
+            for server in self.living():
                 if self._ids[server] not in offsets:
                     primary = next(node.primary_id for node in _nodes(server) if "myself" in node.flags)
                     if primary in offsets and server.offset < offsets[primary]:
@@ -197,6 +199,34 @@ class Cluster:
         await self._until(replicated, seconds)
 
     # -- what happens to it ----------------------------------------------------------------------------------
+
+    async def part(self, primary: RedisServer) -> None:
+        """Its replicas do not hear any more what is written; it takes a password. See RedisServer.part."""
+        for server in await asyncio.to_thread(self._replicas_of, primary):
+            await asyncio.to_thread(server.part, primary)
+
+    def _replicas_of(self, primary: RedisServer) -> list[RedisServer]:
+        own = self._ids[primary]
+        return [
+            server
+            for server in self.living()
+            if any("myself" in node.flags and node.primary_id == own for node in _nodes(server))
+        ]
+
+    def slots_of(self, server: RedisServer) -> frozenset[int]:
+        """By its own account."""
+        rows = server.ask("CLUSTER", "SLOTS")
+        own = [range(_int(first), _int(last) + 1) for first, last, node, *_ in rows if _int(node[1]) == server.port]
+        return frozenset(slot for slots in own for slot in slots)
+
+    def pause(self, server: RedisServer) -> None:
+        """SIGSTOP; it is asked for nothing until `resume`."""
+        self._paused.add(server)
+        server.pause()
+
+    def resume(self, server: RedisServer) -> None:
+        server.resume()
+        self._paused.discard(server)
 
     async def kill_primary(self, slot: int) -> RedisServer:
         """SIGKILL. Returns the dead server."""
@@ -217,11 +247,7 @@ class Cluster:
     async def fail_over(self, slot: int) -> RedisServer:
         """By hand: the primary lives, hands over without a loss, and is a replica then. Returns it."""
         old = await asyncio.to_thread(self.owner, slot)
-        replica = next(
-            server
-            for server in self._living()
-            if any("myself" in node.flags and node.primary_id == self._ids[old] for node in _nodes(server))
-        )
+        replica, *_ = self._replicas_of(old)
         replica.ask("CLUSTER", "FAILOVER")
         await self.until_failed_over(slot, old)
         return old

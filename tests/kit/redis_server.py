@@ -189,6 +189,16 @@ class RedisServer:
         self._primary = None
         self.ask("REPLICAOF", "NO", "ONE")
 
+    def part(self, primary: RedisServer) -> None:
+        """A replica's link to a primary with a password breaks, and stays broken until `unite`, but both go on: what is
+        written meanwhile is confirmed, and lost in a failover.
+        """
+        self.ask("CONFIG", "SET", "masterauth", "another one")
+        primary.drop_clients("replica")
+
+    def unite(self, password: str) -> None:
+        self.ask("CONFIG", "SET", "masterauth", password)
+
     @property
     def synchronised(self) -> bool:
         """Whether a replica has its primary's data, on its disk too, and is connected to it or to a proxy that is.

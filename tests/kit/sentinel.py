@@ -208,6 +208,13 @@ class Sentinels:
         await self._until(lambda: self.primary is not old and self.primary.ask("ROLE")[0] == b"master", seconds)
         return self.primary
 
+    async def part(self) -> None:
+        """The replicas do not hear any more what is written; it takes a password."""
+        primary = await asyncio.to_thread(lambda: self.primary)
+        for server in self.servers:
+            if server is not primary:
+                await asyncio.to_thread(server.part, primary)
+
     async def start_again(self, server: RedisServer, seconds: float = 30) -> None:
         """A dead server comes back, as the primary that it was, and is made a replica. Returns when it has the data."""
         await asyncio.to_thread(server.start)

@@ -1,0 +1,47 @@
+"""P11 behind Sentinels: the primary is killed, or stands still until another one has taken over, under a load."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.report import Report, spread
+from tests.chaos.sentinel_site import SentinelSite, redis_killed, redis_stopped
+from tests.chaos.site import Fault
+from tests.chaos.storm import CLIENTS, storm
+from tests.kit.load import Plan
+from tests.kit.scale import scaled
+
+PLAN = Plan(runs=12, readers=3, count=100, pause=0.04, spread=5, silence=6, limit=90)
+SECONDS = 6.0
+
+
+async def storms(site: SentinelSite, faults: Sequence[Fault[SentinelSite]], count: int) -> list[Report]:
+    """Each with one of the `faults`, and with clients that cancel and erase."""
+    reports = []
+    for n in range(count):
+        seed = random.randrange(2**32)
+        chosen = (faults[n % len(faults)], *CLIENTS)
+        report = await storm(site, chosen, seed, seconds=SECONDS, plan=replace(PLAN, name=f"{n}-"))
+        print(report)
+        assert report.sound, report
+        reports.append(report)
+    return reports
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("durability", "faults"),
+    [("fast", (redis_killed, redis_stopped)), ("replicated", (redis_stopped, redis_killed))],
+    ids=["fast", "replicated"],
+)
+async def test_after_a_failover_all_readers_agree_with_the_log(
+    durability: str, faults: Sequence[Fault[SentinelSite]], tmp_path: Path
+) -> None:
+    async with SentinelSite(tmp_path, durability) as site:
+        reports = await storms(site, faults, scaled(10))
+    print(f"{durability}: {spread([seconds for report in reports for seconds in report.recoveries])}")
