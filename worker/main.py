@@ -21,6 +21,7 @@ from worker.runner import Runner
 
 logger = logging.getLogger(__name__)
 
+_FIRST_LOOK_SECONDS = 0.2
 _TAKING_SECONDS = 2.0
 HAND_OVER_SECONDS = 10.0
 """A drain takes at most the grace period, this for handing over, and a few seconds for what is kept."""
@@ -71,7 +72,7 @@ class Worker:
             )
         ]
         logger.info("worker started", extra={"agents": self._runner.agent_names, "max_jobs": self._settings.max_jobs})
-        taking = asyncio.create_task(self._jobs.take())
+        taking = asyncio.create_task(self._take())
         await self._stopping.wait()
         await self._end_taking(taking)
         await self._drain()
@@ -96,9 +97,19 @@ class Worker:
         self._stopping.set()
         self._jobs.stop()
 
-    def _in_a_lease(self) -> int | None:
+    async def _take(self) -> None:
+        """Not before a primary has answered: nothing can be claimed until then, and its time is needed."""
+        while self._parts.primaries.now_ms() is None:
+            try:
+                await self._parts.primaries.look()
+            except Exception:  # which Primaries.run finds too, and tells
+                await asyncio.sleep(_FIRST_LOOK_SECONDS)
+        await self._jobs.take()
+
+    def _in_a_lease(self) -> int:
         now_ms = self._parts.primaries.now_ms()
-        return None if now_ms is None else now_ms + self._parts.lease_ms
+        assert now_ms is not None
+        return now_ms + self._parts.lease_ms
 
     async def _end_taking(self, taking: asyncio.Task[None]) -> None:
         """A job that is being taken is taken: cancelled half-way, it would be neither in the queue nor here."""
