@@ -212,7 +212,7 @@ class Reaper:
             await self._close(row, _OVERDUE, "timeout", if_still=unchanged)
         elif await self._unwatched(row):
             await self._close(row, Cancelled(reason="unwatched"), "cancelled", if_still=("watched_at", row.watched_at))
-        elif not held:
+        elif not held and not self._primaries.settling(row.request_id):  # whoever took its job may wait for just this
             if row.enqueues >= MAX_ENQUEUES:
                 await self._close(row, _NOT_STARTED, "not_started", if_still=unchanged)
             else:

@@ -143,5 +143,5 @@ class View:
         plain = {False: self.dialect.heartbeat(text), True: self.dialect.heartbeat("waiting for repair")}
         framed = {waiting: chunk(data) for waiting, data in plain.items()}
         for reader in tuple(self.readers):
-            if not reader.sink.paused:
+            if reader.ending is None and not reader.sink.paused:  # uvloop raises for a connection that is gone
                 reader.sink.write((framed if reader.sink.chunked else plain)[reader.waiting])

@@ -118,6 +118,11 @@ class Primaries:
             await asyncio.sleep(_AGAIN_SECONDS)
             await self.look()
 
+    def settling(self, request_id: str) -> bool:
+        """Whether new epochs still wait on the run's primary."""
+        primary = self._of(request_id)
+        return primary is None or primary.opens_at > asyncio.get_running_loop().time()
+
     def covered(self, request_id: str) -> float:
         """The time (the event loop's) before which everything acknowledged is safe from a failover."""
         primary = self._of(request_id)

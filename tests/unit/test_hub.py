@@ -248,6 +248,18 @@ async def test_a_reader_gets_the_log_whole_and_its_stream_ends(
     await check_whole(redis, stream, lease.request_id)
 
 
+async def test_nothing_is_written_to_a_client_that_is_gone(scripts: Scripts, gateway: Gateway) -> None:
+    """uvloop raises for a closed connection, and the other clients' heartbeats would be lost with it."""
+    lease = await running(scripts)
+    gone, other = [await gateway.watch(lease.request_id) for _ in range(2)]
+    await until(lambda: len(gone.entries()) == len(other.entries()) == 2)
+    before = bytes(gone.connection.body)
+    gone.connection.leave()
+    gone.reader.view.beat("heartbeat of the sweep that is under way")
+    assert bytes(gone.connection.body) == before
+    assert "heartbeat of the sweep that is under way" in other.connection.comments()
+
+
 async def test_readers_that_join_mid_stream_at_every_offset_miss_and_double_nothing(
     redis: Redis, scripts: Scripts, gateway: Gateway
 ) -> None:

@@ -151,8 +151,10 @@ async def test_after_a_restart_new_epochs_wait_and_whoever_wrote_is_told(looker:
     assert looker.changes == 0
     await looker.until_it_answers()
     assert (looker.changes, await looker.replid() != before) == (1, True)
+    assert looker.primaries.settling(ANY)
     assert looker.primaries.changed_at(ANY) >= began
     assert await looker.waits() > SETTLE / 2
+    assert not looker.primaries.settling(ANY)
     assert set(await looker.noted()) == {before, await looker.replid()}
     await looker.look()
     assert looker.changes == 1

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-from broker.runs import keys, log
+from broker.runs import keys, log, primaries
 from broker.runs.queue import job_id
 from broker.runs.scripts import Lease, Scripts
 from broker.settings import Settings
@@ -316,6 +316,21 @@ async def test_a_queued_run_whose_job_is_gone_is_enqueued_again_by_one_of_many_r
     for request_id in request_ids:
         assert await holds(redis, request_id, 1, 1)
         assert not await holds(redis, request_id, 1, 2)
+
+
+async def test_while_a_primary_settles_no_queued_run_is_enqueued_again(
+    redis: Redis, scripts: Scripts, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has taken its job waits for just this, and five are too many."""
+    monkeypatch.setattr(primaries, "SETTLE_SECONDS", 3 * LEASE)
+    await redis.hset(keys.PRIMARIES, "another", "0")  # type: ignore[misc]
+    worker = await start()
+    await index(redis, await queued(scripts))
+    await worker.look()
+    assert not worker.reaper.counts
+    await asyncio.sleep(2 * LEASE)
+    await worker.look()
+    assert worker.reaper.counts == {"requeued": 1}
 
 
 async def test_a_run_that_no_worker_can_start_is_enqueued_five_times_and_then_closed(
