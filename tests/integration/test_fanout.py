@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-import struct
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -22,6 +18,7 @@ from tests.kit.eventsource import EventSource, Stream
 from tests.kit.http import Client, token
 from tests.kit.processes import Gateway, wait_for
 from tests.kit.redis_server import RedisServer
+from tests.kit.rude import come_and_be_killed
 from tests.kit.scale import scaled
 
 AUTHORIZATION = {"Authorization": f"Bearer {token('alice')}"}
@@ -151,30 +148,6 @@ async def test_event_sources_that_come_and_go_see_each_event_once(stage: Stage) 
 # -- P14: nothing leaks --------------------------------------------------------------------------------------
 
 
-def come_and_be_killed(stage: Stage, request_id: str, n: int, chance: random.Random) -> None:
-    """A client that goes in one of many ways, at any moment."""
-    parts = urlsplit(stage.gateways[0].url)
-    with socket.socket() as sock:
-        sock.connect((parts.hostname, parts.port))
-        path = f"/api/v1/runs/{request_id}/stream" if n % 7 else f"/api/v1/runs/{request_id}?wait=1"
-        request = (
-            f"GET {path} HTTP/1.{n % 5 != 0:d}\r\nHost: x\r\nAuthorization: {AUTHORIZATION['Authorization']}\r\n\r\n"
-        ).encode()
-        sock.sendall(request[: chance.randrange(len(request))] if n % 11 == 0 else request)
-        if n % 3:
-            time.sleep(chance.random() * 0.01)
-        if n % 4 == 1:
-            sock.settimeout(0.05)
-            try:
-                sock.recv(chance.randrange(1, 2000))
-            except TimeoutError:
-                pass
-        if n % 2:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        elif n % 6 == 0:
-            sock.shutdown(socket.SHUT_WR)
-
-
 def test_thousands_of_connections_that_come_and_are_killed_leave_nothing_behind(stage: Stage) -> None:
     """P14: descriptors, memory, and what Redis holds for the gateway are as before."""
     seed = random.randrange(2**32)
@@ -189,7 +162,7 @@ def test_thousands_of_connections_that_come_and_are_killed_leave_nothing_behind(
 
     def cycles(count: int) -> None:
         for n in range(count):
-            come_and_be_killed(stage, runs[n % len(runs)], n, chance)
+            come_and_be_killed(stage.gateways[0].url, runs[n % len(runs)], n, chance)
         wait_for(lambda: process.num_fds() <= idle + 2, seconds=30)
         wait_for(lambda: not any(keys.channel(request_id) in stage.subscriptions() for request_id in runs), seconds=20)
 

@@ -1,0 +1,91 @@
+"""The command `broker` with a window: `python -m tests.kit.observed serve …`. On SIGUSR1 the process writes what it
+holds into the file that OBSERVED names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from broker.cli import main
+from tests.kit.processes import Gateway, Process, Worker, wait_for
+
+_OURS = ("broker.", "worker.")
+
+
+class Census(NamedTuple):
+    """What a process holds."""
+
+    tasks: dict[str, int]
+    """By the name of their coroutine."""
+    objects: dict[str, int]
+    """Instances of our classes, by the name of the class."""
+    sizes: dict[str, int]
+    """Of the collections in attributes of our objects, all instances together: `Hub._channels`."""
+    descriptors: int
+    memory: int
+    """Bytes that are resident."""
+
+
+class ObservedGateway(Gateway):
+    module = "tests.kit.observed"
+
+
+class ObservedWorker(Worker):
+    module = "tests.kit.observed"
+
+
+def observed(env: dict[str, str], folder: Path, name: str) -> dict[str, str]:
+    """The environment of an observed process."""
+    return {**env, "OBSERVED": str(folder / f"{name}.census")}
+
+
+def look_into(process: Process, folder: Path, name: str) -> Census:
+    file = folder / f"{name}.census"
+    file.unlink(missing_ok=True)
+    process.signal(signal.SIGUSR1)
+    wait_for(file.exists, seconds=20)
+    tasks, objects, sizes = json.loads(file.read_text("ascii"))
+    outside = psutil.Process(process.pid)
+    return Census(tasks, objects, sizes, outside.num_fds(), outside.memory_info().rss)
+
+
+def _write(*_: object) -> None:
+    file = Path(os.environ["OBSERVED"])
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(_census()), "ascii")
+    part.rename(file)
+
+
+def _census() -> list[dict[str, int]]:
+    gc.unfreeze()
+    gc.collect()
+    tasks = Counter(str(task.get_coro().__qualname__) for task in asyncio.all_tasks())  # type: ignore[union-attr]
+    objects, sizes = Counter[str](), Counter[str]()
+    for item in gc.get_objects():
+        kind = type(item)
+        if not str(kind.__module__).startswith(_OURS):
+            continue
+        objects[kind.__qualname__] += 1
+        for name, value in _attributes(item).items():
+            if isinstance(value, (dict, list, set, deque)):
+                sizes[f"{kind.__qualname__}.{name}"] += len(value)
+    return [tasks, objects, sizes]
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    slots = {name: getattr(item, name, None) for name in getattr(type(item), "__slots__", ())}
+    return {**slots, **getattr(item, "__dict__", {})}
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, _write)
+    main()
