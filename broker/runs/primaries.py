@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ CLOCK_JUMP_SECONDS = 1.0
 SILENT_SECONDS = 2 * POLL_SECONDS
 """A primary that was asked so long ago and has not answered since may be away: nothing is judged until it does."""
 _AGAIN_SECONDS = 0.1
+_OTHERS_SECONDS = 0.5
+"""How long a look waits for those that take longer than the first; what they say is heard by a later one."""
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Primaries:
         """Called when a primary is another one, or is back."""
         self._known: dict[str, _Primary] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[tuple[float, dict[str, Any]]]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -83,7 +86,7 @@ class Primaries:
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
-        """Asks now; callers at the same time share one look. Raises redis-py's exceptions."""
+        """Asks now; callers at the same time share one look. Raises redis-py's exceptions where no primary answers."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
             self._looking.add_done_callback(self._looked)
@@ -167,20 +170,29 @@ class Primaries:
     # -- looking ---------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """One shard that is away does not keep the others from being asked."""
-        found: dict[str, tuple[float, dict[str, Any]]] = {}
+        """One that is away, or stands still, keeps nobody from the others."""
+        found = await self._shards()
+        names = {shard.name for shard in found}
+        for name in self._known.keys() - names:
+            del self._known[name]
+        for name in self._asking.keys() - names:
+            self._asking.pop(name).cancel()
+        for shard in found:
+            if shard.name not in self._asking:
+                self._asking[shard.name] = asyncio.create_task(_ask(shard))
+        await _until_one_answers(self._asking.values())
+        answers: dict[str, tuple[float, dict[str, Any]]] = {}
         failure: Exception | None = None
-        for shard in await self._shards():
-            asked = asyncio.get_running_loop().time()
+        for name in [name for name, task in self._asking.items() if task.done()]:
             try:
-                found[shard.name] = asked, await _ask(shard)
+                answers[name] = self._asking.pop(name).result()
             except Exception as error:
                 if not is_away(error):
                     raise
                 failure = error
-                self._lost(shard.name)
-        await self._note(found)
-        if failure is not None:
+                self._lost(name)
+        await self._note(answers)
+        if failure is not None and not answers:
             raise failure
 
     async def _shards(self) -> list[Shard]:
@@ -263,8 +275,20 @@ class Primaries:
 _NOBODY = _Primary()
 
 
-async def _ask(shard: Shard) -> dict[str, Any]:
-    """INFO replication, `time_ms`, and `memory`. A server that does not tell, or a fake one, has no `master_replid`."""
+async def _until_one_answers(asking: Collection[asyncio.Task[Any]]) -> None:
+    """And the others have had a moment for it, too."""
+    done, pending = set[asyncio.Task[Any]](), set(asking)
+    while pending and not any(task.exception() is None for task in done):
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    if pending:
+        await asyncio.wait(pending, timeout=_OTHERS_SECONDS)
+
+
+async def _ask(shard: Shard) -> tuple[float, dict[str, Any]]:
+    """When it was asked; INFO replication, `time_ms`, and `memory`. A server that does not tell, or a fake one, has no
+    `master_replid`.
+    """
+    asked = asyncio.get_running_loop().time()
     seconds, micros = await shard.redis.time()
     try:
         info: dict[str, Any] = await shard.redis.info("replication")
@@ -275,4 +299,4 @@ async def _ask(shard: Shard) -> dict[str, Any]:
         info, memory = {}, {}
     if info.get("role") == "slave":
         raise ReadOnlyError("this server is a replica")
-    return {**info, "memory": memory_of(memory), "time_ms": int(seconds) * 1000 + int(micros) // 1000}
+    return asked, {**info, "memory": memory_of(memory), "time_ms": int(seconds) * 1000 + int(micros) // 1000}
