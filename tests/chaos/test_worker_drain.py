@@ -1,4 +1,4 @@
-"""P17: a worker that is asked to end: its runs end within the grace period, or go on elsewhere at once, and none is lost.
+"""P17: a worker that is asked to end: its runs end within the grace period, or go on elsewhere at once, none is lost.
 
 The lease is long here where it must not be what moves a run.
 """
