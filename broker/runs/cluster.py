@@ -258,7 +258,11 @@ class Cluster(Redis):
         found: list[Any] = [None] * len(commands)
         units: dict[Address, list[Unit]] = {}
         for slot, unit in _units(commands):
-            units.setdefault(layout.owner(slot), []).append(unit)
+            try:
+                units.setdefault(layout.owner(slot), []).append(unit)
+            except ClusterDownError as error:
+                for place in unit:
+                    found[place] = error
 
         async def send(address: Address, mine: list[Unit]) -> None:
             places = [place for unit in mine for place in unit]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -22,6 +23,7 @@ _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)
 _STABLE_SECONDS = 1.0
 _CLOSE_SECONDS = 3.0
 _LOOK_SECONDS = 5.0
+_MOVED = re.compile(r"MOVED ([0-9]+) (.*):([0-9]+)")
 _MOVING_SECONDS = 0.05
 """What moves from one shard to another seldom moves alone."""
 
@@ -48,10 +50,11 @@ class Subscriber:
         self.on_message = on_message
         self.on_batch = on_batch
         self.on_reset = on_reset
-        self._channels = set(channels)
         self._feeds: dict[str, _Feed] = {}
         self._homes: dict[str, _Feed] = {}
         """On which feed each channel is, or shall be."""
+        self._homeless = set(channels)
+        """Channels that are on no feed."""
         self._displaced = asyncio.Event()
         self._hint: Address | None = None
         self._task: asyncio.Task[None] | None = None
@@ -82,25 +85,31 @@ class Subscriber:
 
     async def subscribe(self, channel: str) -> None:
         """Returns when Redis has confirmed. Raises ConnectionError while there is no connection."""
-        self._channels.add(channel)
         feed = self._feeds.get(shard_of_key(self.redis, channel))
+        home = self._homes.get(channel)
+        if home is not None and home is not feed:
+            self.displaced(home, [channel])
+            home.leave(channel)
         if feed is None:
-            self._displaced.set()
+            self._homeless.add(channel)
             raise ConnectionError("the subscriber is not connected")
-        self._settle(channel, feed)
+        self._homeless.discard(channel)
+        self._homes[channel] = feed
         await feed.subscribe(channel)
 
     def unsubscribe(self, channel: str) -> None:
         """Also for a subscription that was not confirmed; nothing where none was asked for."""
-        self._channels.discard(channel)
+        self._homeless.discard(channel)
         home = self._homes.pop(channel, None)
         if home is not None:
             home.leave(channel)
 
-    def displaced(self, channels: Collection[str], hint: Address | None = None) -> None:
-        """A server does not have them any more; `hint` may. They are settled anew."""
+    def displaced(self, feed: _Feed, channels: Collection[str] = (), hint: Address | None = None) -> None:
+        """The shards may not be what they were. `feed` cannot have these channels any more; `hint` knows who can."""
         for channel in channels:
-            self._homes.pop(channel, None)
+            if self._homes.get(channel) is feed:
+                del self._homes[channel]
+                self._homeless.add(channel)
         self._hint = hint or self._hint
         self._displaced.set()
 
@@ -115,8 +124,9 @@ class Subscriber:
                     hint, self._hint = self._hint, None
                     await renew(self.redis, hint)
                 found = await shards(self.redis)
-                if displaced or found != before:
+                if found != before:
                     await self._feed(found)
+                self._settle()
                 failures, before = 0, found
             except Exception as error:
                 if failures == 0:
@@ -136,25 +146,25 @@ class Subscriber:
     async def _feed(self, found: list[Shard]) -> None:
         servers = {shard.name: shard.redis for shard in found}
         for name in self._feeds.keys() - servers.keys():
-            await self._feeds.pop(name).close()
+            feed = self._feeds.pop(name)
+            self.displaced(feed, [channel for channel, home in self._homes.items() if home is feed])
+            await feed.close()
         for name, server in servers.items():
             if name not in self._feeds:
                 self._feeds[name] = _Feed(self, name)
             self._feeds[name].follow(server)
+
+    def _settle(self) -> None:
+        """Whoever is on no feed goes to that of its shard, where there is one."""
         moved: dict[_Feed, list[str]] = {}
-        for channel in self._channels:
+        for channel in self._homeless:
             feed = self._feeds.get(shard_of_key(self.redis, channel))
-            if feed is not None and self._homes.get(channel) is not feed:
-                self._settle(channel, feed)
+            if feed is not None:
                 moved.setdefault(feed, []).append(channel)
         for feed, channels in moved.items():
+            self._homeless.difference_update(channels)
+            self._homes.update(dict.fromkeys(channels, feed))
             feed.adopt(channels)
-
-    def _settle(self, channel: str, feed: _Feed) -> None:
-        home = self._homes.get(channel)
-        if home is not None and home is not feed:
-            home.leave(channel)
-        self._homes[channel] = feed
 
 
 class _Feed:
@@ -236,7 +246,7 @@ class _Feed:
             except Exception as error:  # also a refusal, which the operator may yet mend
                 if failures == 0:
                     logger.warning("pub/sub connection failed", extra={"shard": self._name, "error": repr(error)})
-                self._owner.displaced(())
+                self._owner.displaced(self)
                 await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
                 failures += 1
                 continue
@@ -278,9 +288,10 @@ class _Feed:
 
     def _received(self, replies: list[Any]) -> None:
         """Replies of one read."""
+        refusals = []
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
-                self._refused(str(reply))
+                refusals.append(str(reply))
                 continue
             kind = reply[0]
             if kind in (b"message", b"smessage"):
@@ -289,6 +300,8 @@ class _Feed:
                 self._confirmed(reply[1].decode("ascii"))
             elif kind == b"sunsubscribe" and reply[1] is not None:
                 self._unsubscribed(reply[1].decode("ascii"))
+        if refusals:
+            self._refused(refusals)
         self._owner.on_batch()
 
     def _confirmed(self, channel: str) -> None:
@@ -309,20 +322,24 @@ class _Feed:
         else:
             self._displace([channel])
 
-    def _refused(self, error: str) -> None:
-        """ "MOVED slot host:port" is about some channel of that slot, of which none can stay here then."""
-        word, *parts = error.split()
-        if word != "MOVED":
-            self.reconnect()
-            return
-        slot, (host, _, port) = int(parts[0]), parts[1].rpartition(":")
+    def _refused(self, errors: list[str]) -> None:
+        """Each of the form `MOVED slot host:port`: about some channel of that slot, of which none can stay here."""
+        slots: set[int] = set()
+        hint: Address | None = None
+        for error in errors:
+            moved = _MOVED.fullmatch(error)
+            if moved is None:
+                self.reconnect()
+                return
+            slots.add(int(moved[1]))
+            hint = (moved[2], int(moved[3])) if moved[2] else hint
         here = {*self._channels, *self._confirmations}
-        moved = [channel for channel in here if slot_of_key(channel) == slot]
-        for channel in moved:
+        channels = [channel for channel in here if slot_of_key(channel) in slots]
+        for channel in channels:
             self._leaving.pop(channel, None)
-        self._displace(moved, (host, int(port)) if host else None)
+        self._displace(channels, hint)
 
     def _displace(self, channels: Collection[str], hint: Address | None = None) -> None:
         self._channels.difference_update(channels)
         self._fail(channels, "the run is moving to another shard")
-        self._owner.displaced(channels, hint)
+        self._owner.displaced(self, channels, hint)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import ClusterDownError, ConnectionError, RedisError, ResponseError, TryAgainError
 
 from broker.runs import keys
 from broker.runs.cluster import Cluster as Client
@@ -335,6 +335,35 @@ async def test_a_cluster_that_is_down_is_away(cluster: Cluster, redis: Client) -
     finally:
         cluster.servers[0].start()
         await cluster.until_whole()
+
+
+async def test_a_slot_that_nobody_has_fails_only_what_needs_it(tmp_path: Path) -> None:
+    whole = Cluster(tmp_path, "--cluster-require-full-coverage", "no", shards=1, replicas=0)
+    async with whole as cluster:
+        redis = client(cluster)
+        cluster.servers[0].ask("CLUSTER", "DELSLOTS", slot_of("a"))
+        for _ in range(2):
+            assert await redis.set("b", 1)
+            with pytest.raises(ClusterDownError) as caught:
+                await redis.get("a")
+            assert is_away(caught.value)
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.get("a")
+                pipe.get("b")
+                missing, found = await pipe.execute(raise_on_error=False)
+            assert isinstance(missing, ClusterDownError)
+            assert found == b"1"
+        await asyncio.sleep(0.5)  # nobody asks for the layout any more
+        cluster.servers[0].ask("CLUSTER", "ADDSLOTS", slot_of("a"))
+
+        async def back() -> bool:
+            try:
+                return await redis.get("a") is None
+            except ClusterDownError:
+                return False
+
+        await until(back)
+        await redis.aclose()
 
 
 async def test_nodes_that_are_gone_are_no_matter_where_one_is_left_to_ask(cluster: Cluster) -> None:
