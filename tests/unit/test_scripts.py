@@ -428,6 +428,43 @@ async def test_an_epoch_that_stands_on_what_survived_another_rewind_takes_over(r
         assert (await append(scripts, third, 1, third.opening)).answer is Answer.OK
 
 
+async def test_a_claim_that_was_lost_with_a_part_of_the_tail_that_is_not_kept_is_lost(
+    redis: Redis, scripts: Scripts
+) -> None:
+    """It cannot begin its epoch without `attempt`, and a GAP would ask for it."""
+    lease = await running(scripts)
+    await append(scripts, lease, 2, *words("a", "b"))
+    await roll_back(redis, lease.request_id, EventId(0, 1), status="queued", epoch="0", token="", attempt="0")
+    for first, entries in [(4, words("c")), (4, []), (3, words("b"))]:
+        reply = await append(scripts, lease, first, *entries, kept_from=3)
+        assert reply[:3] == (Answer.LOST, EventId(0, 1), "queued")
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_run_that_is_taken_over_has_begun_when_it_was_first_claimed(
+    redis: Redis, scripts: Scripts, claimed: bool
+) -> None:
+    """PROTOCOL 4.4: its time counts over all attempts. Where that is lost too, it counts from now."""
+    lease = await running(scripts)
+    await roll_back(redis, lease.request_id, EventId(0, 1), status="queued", epoch="0", token="", attempt="0")
+    await redis.hdel(keys.run(lease.request_id), "started_at")  # type: ignore[misc]
+    if claimed:
+        await redis.hset(keys.run(lease.request_id), "started_at", "12345")  # type: ignore[misc]
+    assert (await append(scripts, lease, 1, lease.opening)).answer is Answer.OK
+    started_at = int(await field(redis, lease.request_id, "started_at"))
+    assert started_at == 12345 if claimed else abs(started_at - now_ms()) < 60_000
+
+
+async def test_who_takes_over_makes_no_attempt_out_of_an_earlier_number(redis: Redis, scripts: Scripts) -> None:
+    """After two failovers an older attempt may have the later epoch: the next one is after both."""
+    lease = await running(scripts)
+    await redis.hset(keys.run(lease.request_id), "attempt", "4")  # type: ignore[misc]
+    second = later(lease)
+    assert (await append(scripts, second, 1, second.opening)).answer is Answer.OK
+    assert await field(redis, lease.request_id, "attempt") == "4"
+    assert (await scripts.hand_over(second, "handed_over")).rest == [5]
+
+
 async def test_a_renewal_is_an_empty_append_that_moves_the_deadline(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 2, *words("a"))
@@ -543,6 +580,12 @@ async def test_a_cancel_closes_a_run_in_an_epoch_of_its_own(redis: Redis, script
     assert await field(redis, request_id, "status") == "cancelled"
     for key in (keys.run(request_id), keys.log(request_id)):
         assert 0 < await redis.pttl(key) <= RETENTION_MS
+
+
+async def test_the_epoch_of_a_cancel_is_at_least_the_milliseconds_since_the_key_was_claimed(scripts: Scripts) -> None:
+    """PROTOCOL 1.3: as that of a claim."""
+    request_id = await queued(scripts, claimed_at_ms=now_ms() - 45_000)
+    assert 45_000 <= (await cancel(scripts, request_id)).end.epoch < 60_000
 
 
 async def test_a_cancel_whose_reply_was_lost_is_repeated_with_its_token(redis: Redis, scripts: Scripts) -> None:
