@@ -101,8 +101,9 @@ async def test_readers_of_a_run_that_seems_to_have_nobody_have_met_it(sweep: Swe
     """PROTOCOL 4.2: queued, or with a lease that has expired."""
     sweep.status, sweep.lease_ms = status, -1
     sweep.add("run", counted=False)
-    while not sweep.met:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(15):
+        while not sweep.met:
+            await asyncio.sleep(0.01)
     assert sweep.met == ["run"]
 
 
