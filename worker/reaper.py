@@ -19,7 +19,7 @@ from broker.runs.leases import FORGET_MS
 from broker.runs.queue import job_id
 from broker.runs.record import FINISHED, LIVE
 from broker.runs.scripts import Answer
-from broker.runs.shards import Shard, shards
+from broker.runs.shards import Shard, shard_of, shards
 from worker.parts import Parts
 from worker.rows import Row, read_rows
 from worker.unwatched import Watch
@@ -98,7 +98,7 @@ class Reaper:
             due = await self._leases.due(BATCH)
             if not due.request_ids:
                 return
-            rows = await read_rows(self._redis, due.request_ids)
+            rows = await read_rows(self._redis, [run for run in due.request_ids if self._answers(run)])
             ended, later = [], dict[str, int]()
             for request_id in due.request_ids:
                 if request_id not in rows:
@@ -125,6 +125,10 @@ class Reaper:
             await self._look_at_queued([row for row in live if row.status == "queued"], due.now_ms)
             if len(due.request_ids) < BATCH:
                 return
+
+    def _answers(self, request_id: str) -> bool:
+        """Nobody waits for a shard that stands still."""
+        return self._primaries.answers(shard_of(self._redis, request_id))
 
     def _forgettable(self, request_id: str, row: Row | None, now_ms: int) -> bool:
         if row is not None and row.finished_at:
@@ -260,6 +264,8 @@ class Reaper:
     async def scan(self) -> None:
         """A slice of every shard's records, so that all have their turn within SCAN_SECONDS."""
         for shard in await shards(self._redis):
+            if not self._primaries.answers(shard.name):
+                continue
             try:
                 await self._scan_slice(shard)
             except Exception as error:

@@ -156,21 +156,18 @@ class Runner:
         run = self._make_run(lease)
         name = json.loads(lease.record["agent"])
         logger.info("run started", extra={"request_id": lease.request_id, "attempt": lease.attempt, "agent": name})
-        await until_answered(
-            lambda: keep_key(self._parts.redis, lease.record["key"], self._parts.settings.key_life_ms),
-            "keeping the key",
-            request_id=lease.request_id,
-        )
         publisher = Publisher(self._parts.scripts, lease, self._limits, self._parts.primaries)
         agent = self._agents.get(name) or _unknown_agent
-        watching = asyncio.create_task(self._watch(lease)) if lease.record["unwatched_ms"] else None
+        beside = [asyncio.create_task(self._keep_key(lease))]
+        if lease.record["unwatched_ms"]:
+            beside.append(asyncio.create_task(self._watch(lease)))
         self._publishers.add(publisher)
         try:
             outcome = await execute(lease, agent, publisher, run, stop)
         finally:
             self._publishers.discard(publisher)
-            if watching is not None:
-                watching.cancel()
+            for task in beside:
+                task.cancel()
         logger.info(
             "run ended",
             extra={
@@ -183,6 +180,14 @@ class Runner:
             },
         )
         await self._after(lease, publisher, outcome)
+
+    async def _keep_key(self, lease: Lease) -> None:
+        """On a Cluster it may be on another shard, which may be away."""
+        await until_answered(
+            lambda: keep_key(self._parts.redis, lease.record["key"], self._parts.settings.key_life_ms),
+            "keeping the key",
+            request_id=lease.request_id,
+        )
 
     async def _after(self, lease: Lease, publisher: Publisher, outcome: Outcome) -> None:
         if outcome.status in (Final.type, Error.type):
@@ -233,7 +238,7 @@ class Runner:
             except Exception as error:
                 if not is_away(error):
                     logger.exception("a run's readers cannot be counted", extra={"request_id": request_id})
-                primaries.disturbed()
+                primaries.disturbed(request_id)
 
     def _make_run(self, lease: Lease) -> Run:
         record = lease.record

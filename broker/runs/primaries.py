@@ -141,10 +141,15 @@ class Primaries:
         primary, now = self._of(request_id), asyncio.get_running_loop().time()
         return primary.calm_since if primary and now - primary.asked_at <= SILENT_SECONDS else now
 
-    def disturbed(self) -> None:
-        """A write was refused: owners could not renew either."""
+    def answers(self, shard: str) -> bool:
+        """Whether its primary has answered, a moment ago."""
+        primary, now = self._known.get(shard), asyncio.get_running_loop().time()
+        return primary is not None and not primary.away and now - primary.asked_at <= SILENT_SECONDS
+
+    def disturbed(self, request_id: str | None = None) -> None:
+        """A read or write of the run, or of anything, was refused: owners could not renew either."""
         now = asyncio.get_running_loop().time()
-        for primary in self._known.values():
+        for primary in self._known.values() if request_id is None else filter(None, [self._of(request_id)]):
             primary.calm_since = now
 
     @property
