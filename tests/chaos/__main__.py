@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from tests.chaos import cluster_site, pair_site, sentinel_site
-from tests.chaos.report import Report, spread
+from tests.chaos.report import Recoveries, Report
 from tests.chaos.site import Fault, Site
 from tests.chaos.storm import CLIENTS, PROCESSES, folder_of, storm
 
@@ -48,14 +48,14 @@ def main(minutes: float, seed: int | None, redis: str, faults: tuple[str, ...]) 
     base = Path(tempfile.mkdtemp(prefix="storms-"))
     ends = time.monotonic() + minutes * 60
     totals: Counter[str] = Counter()
-    recoveries: list[float] = []
+    recoveries = Recoveries()
     while True:
         current = seed if seed is not None else random.randrange(2**32)
         folder = folder_of(base, current)
         report = asyncio.run(one(site, folder, chosen, current))
         print(report, flush=True)
         _add(totals, report)
-        recoveries += report.recoveries
+        recoveries.add(report.recoveries)
         if report.sound:
             shutil.rmtree(folder)
         else:
@@ -63,7 +63,7 @@ def main(minutes: float, seed: int | None, redis: str, faults: tuple[str, ...]) 
         if seed is not None or time.monotonic() >= ends:
             break
     print(f"in all: {dict(totals)}")
-    print(f"from a primary's end to the next event of a run: {spread(recoveries)}")
+    print(recoveries)
     sys.exit(1 if totals["violations"] or totals["wrong exits and errors"] else 0)
 
 

@@ -8,15 +8,41 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from broker.ids import EventId
+from broker.ids import START, EventId
 from broker.runs import keys
 from broker.runs.layout import slot_of_key
-from tests.chaos.site import Outage, Site
+from tests.chaos.site import Site
 from tests.kit.checker import Allowed, Violation
 from tests.kit.load import Evidence
 
 _IN_FLIGHT = 0.3
 """An event that comes so soon after a primary went was on its way."""
+
+
+def spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "none"
+    return f"{len(seconds)}, median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"
+
+
+@dataclass
+class Recoveries:
+    """Seconds from the moment that a primary went to the next event of each run that was on it."""
+
+    under_way: list[float] = field(default_factory=list)
+    """Of those that a worker had."""
+    queued: list[float] = field(default_factory=list)
+    """Of those that had to wait for a claim, and so until the primary had settled (PROTOCOL 4.6)."""
+
+    def add(self, others: Recoveries) -> None:
+        self.under_way += others.under_way
+        self.queued += others.queued
+
+    def __str__(self) -> str:
+        return (
+            f"from a primary's end to the next event of a run: {spread(self.under_way)}; "
+            f"where it was queued: {spread(self.queued)}"
+        )
 
 
 @dataclass
@@ -32,8 +58,7 @@ class Report:
     """What was lost and made good again, by kind."""
     outages: list[float] = field(default_factory=list)
     """For how many seconds there was no primary."""
-    recoveries: list[float] = field(default_factory=list)
-    """Of each run that was under way: seconds from the moment that its primary went to its next event."""
+    recoveries: Recoveries = field(default_factory=Recoveries)
 
     @property
     def sound(self) -> bool:
@@ -47,14 +72,8 @@ class Report:
             lines.append(f"  healed: {dict(self.healed)}")
         if self.outages:
             lines.append(f"  from a primary's end to its successor: {spread(self.outages)}")
-            lines.append(f"  from a primary's end to the next event of a run: {spread(self.recoveries)}")
+            lines.append(f"  {self.recoveries}")
         return "\n".join(lines + [f"  {text}" for text in (*map(str, self.violations), *self.exits)])
-
-
-def spread(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return "none"
-    return f"{len(seconds)}, median {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"
 
 
 def judge(seed: int, site: Site, evidence: Evidence) -> Report:
@@ -84,7 +103,7 @@ def judge(seed: int, site: Site, evidence: Evidence) -> Report:
         site.exits + [f"{line['message']}: {line}" for line in site.errors()],
         +_healed(site, evidence),
         [outage.over_at - outage.at for outage in site.outages],
-        [seconds for outage in site.outages for seconds in _recoveries(outage, evidence)],
+        _recoveries(site, evidence),
     )
 
 
@@ -145,18 +164,26 @@ def _healed(site: Site, evidence: Evidence) -> Counter[str]:
     )
 
 
-def _recoveries(outage: Outage, evidence: Evidence) -> Iterator[float]:
-    """For each run that was on the primary and under way: until somebody read what had not been there before."""
-    for request_id in evidence.logs:
-        if outage.slots is not None and slot_of_key(keys.run(request_id)) not in outage.slots:
-            continue
-        frames = [
-            (frame.at, EventId.parse(frame.id.rpartition("/")[2]))
-            for reading in evidence.history.readings.values()
-            if reading.request_id == request_id
-            for frame in reading.frames
-        ]
-        before = [event_id for at, event_id in frames if at <= outage.at + _IN_FLIGHT]
-        after = [at for at, event_id in frames if at > outage.at + _IN_FLIGHT and before and event_id > max(before)]
-        if after:
-            yield min(after) - outage.at
+def _recoveries(site: Site, evidence: Evidence) -> Recoveries:
+    found = Recoveries()
+    for outage in site.outages:
+        for request_id in evidence.logs:
+            if outage.slots is None or slot_of_key(keys.run(request_id)) in outage.slots:
+                last, seconds = _next_event(request_id, outage.at, evidence)
+                if seconds is not None and last > START:
+                    (found.under_way if last.epoch else found.queued).append(seconds)
+    return found
+
+
+def _next_event(request_id: str, at: float, evidence: Evidence) -> tuple[EventId, float | None]:
+    """The last event that somebody had read when the run's primary went `at` that time, and how many seconds later the
+    first one came that nobody had."""
+    frames = [
+        (frame.at, EventId.parse(frame.id.rpartition("/")[2]))
+        for reading in evidence.history.readings.values()
+        if reading.request_id == request_id
+        for frame in reading.frames
+    ]
+    last = max((event_id for read_at, event_id in frames if read_at <= at + _IN_FLIGHT), default=START)
+    later = [read_at for read_at, event_id in frames if read_at > at + _IN_FLIGHT and event_id > last]
+    return last, min(later) - at if later else None

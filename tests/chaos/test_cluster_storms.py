@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster_site import ClusterSite, queue_killed, redis_killed, redis_stopped, slots_moved
-from tests.chaos.report import Report, spread
+from tests.chaos.report import Recoveries
 from tests.chaos.site import Fault
 from tests.chaos.storm import CLIENTS, storm
 from tests.kit.load import Plan
@@ -25,7 +25,7 @@ Cluster looks; a worker has sixteen, and those of its subscriber beside. Two gat
 
 async def storms(site: ClusterSite, faults: Sequence[Sequence[Fault[ClusterSite]]], count: int) -> None:
     """Each with some of the `faults`, and with clients that cancel and erase."""
-    reports: list[Report] = []
+    recoveries = Recoveries()
     for n in range(count):
         seed = random.randrange(2**32)
         print(f"seed {seed}")
@@ -33,8 +33,8 @@ async def storms(site: ClusterSite, faults: Sequence[Sequence[Fault[ClusterSite]
         report = await storm(site, chosen, seed, seconds=SECONDS, plan=replace(PLAN, name=f"{n}-"))
         print(f"{report}\n  {site.moves} slots moved; connections {dict(site.connections)}")
         assert report.sound, report
-        reports.append(report)
-    print(f"{site.durability}: {spread([seconds for report in reports for seconds in report.recoveries])}")
+        recoveries.add(report.recoveries)
+    print(f"{site.durability}: {recoveries}")
     assert all(site.connections[kind] <= most for kind, most in MOST.items()), site.connections
 
 

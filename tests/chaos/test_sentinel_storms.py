@@ -9,28 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.report import Report, spread
+from tests.chaos.report import Recoveries
 from tests.chaos.sentinel_site import SentinelSite, redis_killed, redis_stopped
 from tests.chaos.site import Fault
 from tests.chaos.storm import CLIENTS, storm
 from tests.kit.load import Plan
 from tests.kit.scale import scaled
+from tests.kit.tls import make_certificates
 
 PLAN = Plan(runs=12, readers=3, count=100, pause=0.04, spread=5, silence=6, limit=90)
 SECONDS = 6.0
 
 
-async def storms(site: SentinelSite, faults: Sequence[Fault[SentinelSite]], count: int) -> list[Report]:
+async def storms(site: SentinelSite, faults: Sequence[Fault[SentinelSite]], count: int) -> None:
     """Each with one of the `faults`, and with clients that cancel and erase."""
-    reports = []
+    recoveries = Recoveries()
     for n in range(count):
         seed = random.randrange(2**32)
+        print(f"seed {seed}")
         chosen = (faults[n % len(faults)], *CLIENTS)
         report = await storm(site, chosen, seed, seconds=SECONDS, plan=replace(PLAN, name=f"{n}-"))
         print(report)
         assert report.sound, report
-        reports.append(report)
-    return reports
+        recoveries.add(report.recoveries)
+    print(f"{site.durability}: {recoveries}")
 
 
 @pytest.mark.timeout(1800)
@@ -43,5 +45,10 @@ async def test_after_a_failover_all_readers_agree_with_the_log(
     durability: str, faults: Sequence[Fault[SentinelSite]], tmp_path: Path
 ) -> None:
     async with SentinelSite(tmp_path, durability) as site:
-        reports = await storms(site, faults, scaled(10))
-    print(f"{durability}: {spread([seconds for report in reports for seconds in report.recoveries])}")
+        await storms(site, faults, scaled(10))
+
+
+async def test_the_same_over_tls(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path / "certificates")
+    async with SentinelSite(tmp_path, "replicated", certificates) as site:
+        await storms(site, [redis_killed], 1)
