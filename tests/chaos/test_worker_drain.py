@@ -66,12 +66,12 @@ def test_runs_that_end_in_the_grace_period_end_and_the_others_go_on_elsewhere_at
     fleet: Fleet, launch: Launcher
 ) -> None:
     draining = launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=1.5)
-    ending = [fleet.submit("steps", count=60, pause=0.02) for _ in range(8)]
-    saving = [fleet.submit("steps", count=200, pause=0.02, every=EVERY) for _ in range(8)]
+    ending = [fleet.submit("steps", count=20, pause=0.02) for _ in range(8)]
+    saving = [fleet.submit("steps", count=140, pause=0.02, every=EVERY) for _ in range(8)]
     starting_again = [fleet.submit("steps", count=100, pause=0.02) for _ in range(4)]
     silent = [fleet.submit("steps", count=1, pause=2) for _ in range(4)]
     runs = ending + saving + starting_again + silent
-    fleet.until_running(ending + saving, events=10)
+    fleet.until_running(ending + saving, events=5)
     other = launch.worker(fleet.redis.url, lease_seconds=NEVER)
     with ThreadPoolExecutor(len(saving)) as pool:
         gaps = [pool.submit(gap, fleet, request_id) for request_id in saving]
@@ -103,7 +103,7 @@ def test_runs_that_end_in_the_grace_period_end_and_the_others_go_on_elsewhere_at
 
 
 def test_hand_overs_are_no_failures_and_what_waits_is_taken_by_the_next_worker(fleet: Fleet, launch: Launcher) -> None:
-    """PROTOCOL 4.4: five hand-overs where two lost attempts would be the end. No other worker is there."""
+    """PROTOCOL 4.4: three hand-overs where two lost attempts would be the end. No other worker is there."""
 
     def start() -> Worker:
         return launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=0, max_attempts=2)
@@ -111,8 +111,8 @@ def test_hand_overs_are_no_failures_and_what_waits_is_taken_by_the_next_worker(f
     def epoch_of(request_id: str) -> str:
         return fleet.field(request_id, "epoch") + "-"
 
-    runs = [fleet.submit("steps", count=120, pause=0.02, every=EVERY) for _ in range(4)]
-    for turn in range(1, 6):
+    runs = [fleet.submit("steps", count=80, pause=0.02, every=EVERY) for _ in range(4)]
+    for turn in range(1, 4):
         worker = start()
         fleet.until_running(runs, attempt=turn)
         fleet.until(lambda request_id: fleet.field(request_id, "checkpoint_id").startswith(epoch_of(request_id)), runs)
@@ -122,11 +122,11 @@ def test_hand_overs_are_no_failures_and_what_waits_is_taken_by_the_next_worker(f
     fleet.until_ended(runs)
     for request_id in runs:
         run, log = fleet.ended(request_id)
-        assert (run["status"], run["attempt"]) == ("completed", 6)
-        assert reasons(log) == ["started", *["handed_over"] * 5]
+        assert (run["status"], run["attempt"]) == ("completed", 4)
+        assert reasons(log) == ["started", *["handed_over"] * 3]
         resumed = [seen.resume_from for seen in attempts(log)]
         assert all(earlier != later for earlier, later in pairwise(resumed)), "each went on where the last one ended"
-        check_steps(log, 120)
+        check_steps(log, 80)
         check_resumed(log, EVERY)
 
 
@@ -135,7 +135,7 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_lease_gives_its_runs_back
 ) -> None:
     """Whatever its agents do: one of them does not let itself be closed."""
     impatient = launch.worker(fleet.redis.url, lease_seconds=LEASE, grace_seconds=NEVER)
-    runs = [fleet.submit("steps", count=150, pause=0.02, every=EVERY) for _ in range(5)]
+    runs = [fleet.submit("steps", count=80, pause=0.02, every=EVERY) for _ in range(5)]
     stubborn = fleet.submit("stubborn")
     fleet.until_running([*runs, stubborn])
     impatient.signal(signal.SIGTERM)
@@ -152,20 +152,21 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_lease_gives_its_runs_back
         run, log = fleet.ended(request_id)
         assert run["status"] == "completed"
         assert reasons(log) in (["started", "worker_lost"], ["started", "handed_over"])
-        check_steps(log, 150)
+        check_steps(log, 80)
         check_resumed(log, EVERY)
 
 
+@pytest.mark.skipif(not LONG, reason="takes the five seconds in which an agent may close")
 def test_a_stubborn_agent_holds_up_its_own_run_only(fleet: Fleet, launch: Launcher) -> None:
     draining = launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=0)
     stubborn = fleet.submit("stubborn")
     runs = [fleet.submit("steps", count=30, pause=0.02, every=EVERY) for _ in range(5)]
     fleet.until_running([*runs, stubborn])
     launch.worker(fleet.redis.url, lease_seconds=NEVER)
-    draining.signal(signal.SIGTERM)
+    assert draining.stop() == 0
+    [*others, last] = [line["request_id"] for line in draining.logged("run handed over")]
+    assert (set(others), last) == (set(runs), stubborn)
     fleet.until_ended(runs)
-    assert draining.popen.poll() is None, "the others had to wait for it"
-    assert draining.wait(15) == 0
     fleet.until_running([stubborn], attempt=2)
     fleet.client.post(f"/api/v1/runs/{stubborn}/cancel")
     for request_id in runs:
@@ -215,17 +216,17 @@ async def test_a_rolling_restart_of_all_workers_loses_nothing_and_counts_no_fail
         return launch.worker(server.url, grace_seconds=at * 0.7, lease_seconds=NEVER, max_jobs=20, max_attempts=1)
 
     workers = [start(at) for at in range(3)]
-    plan = Plan(runs=40 if LONG else 24, readers=3, count=120, pause=0.03, spread=4, limit=90)
+    plan = Plan(runs=60 if LONG else 18, readers=3, count=100, pause=0.03, spread=10 if LONG else 2.5, limit=110)
     urls = [gateway.url for gateway in gateways]
     async with Load(urls, server.url, plan, chance=random.Random(seed), folder=tmp_path) as load:
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.8)
         for turn in range(12 if LONG else 3):
             at = turn % len(workers)
             load.history.fault("restart", worker=at)
             code = await asyncio.to_thread(workers[at].stop)
             assert code == 0
             workers[at] = await asyncio.to_thread(start, at)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
         evidence = await load.finish()
     print(evidence)
     assert evidence.violations() == []

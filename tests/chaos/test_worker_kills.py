@@ -62,12 +62,12 @@ def test_what_a_killed_worker_had_under_way_goes_on_at_its_last_checkpoint(fleet
 
     workers = [start(), start()]
     saving, starting_again = list[str](), list[str]()
-    kills, recovered = 20 if LONG else 3, list[int]()
+    kills, recovered = 20 if LONG else 2, list[int]()
     for turn in range(kills):
-        saving += [fleet.submit("steps", count=150, pause=0.02, every=EVERY) for _ in range(6)]
-        starting_again += [fleet.submit("steps", count=100, pause=0.02) for _ in range(6)]
+        saving += [fleet.submit("steps", count=100, pause=0.02, every=EVERY) for _ in range(8)]
+        starting_again += [fleet.submit("steps", count=60, pause=0.02) for _ in range(6)]
         fleet.until_running(saving + starting_again, events=10)
-        time.sleep(chance.random())
+        time.sleep(chance.random() / 2)
         victim = workers.pop(turn % 2)
         killed_ms = now_ms()
         kill(victim)
@@ -94,7 +94,7 @@ def test_what_a_killed_worker_had_under_way_goes_on_at_its_last_checkpoint(fleet
         run, log = fleet.ended(request_id)
         assert run["status"] == "completed"
         assert set(reasons(log)[1:]) <= {"worker_lost"}
-        check_steps(log, 150 if request_id in saving else 100)
+        check_steps(log, 100 if request_id in saving else 60)
         if request_id in saving:
             check_resumed(log, EVERY)
             resumed += sum(seen.resume_from != "0-1" for seen in attempts(log))

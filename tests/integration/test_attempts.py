@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from broker.events import Entry
 from broker.ids import EventId
 from tests.conftest import Launcher
 from tests.kit.findings import survivors
 from tests.kit.fleet import Fleet, attempts, check_resumed, check_steps, reasons
 from tests.kit.http import Client
-from tests.kit.processes import Worker, wait_for
+from tests.kit.processes import wait_for
 from tests.kit.proxy import Command, Proxy, calls
 from tests.kit.scale import LONG, scaled
 
@@ -50,25 +51,48 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 # -- where a later attempt begins ----------------------------------------------------------------------------
 
+QUESTION = "How hot should the water be for green tea?"
 
-def test_research_goes_on_after_its_retrieval_and_does_not_search_again(fleet: Fleet, launch: Launcher) -> None:
-    question = "How hot should the water be for green tea?"
 
-    def start() -> Worker:
-        return launch.worker(fleet.redis.url, lease_seconds=LEASE, docs=CORPUS)
+class Ended(NamedTuple):
+    """A run that has ended: as a poll shows it, its log, and the log's pages as they are in JSON."""
 
-    victim = start()
-    undisturbed = fleet.client.submit(question, agent="research")
-    fleet.until_ended([undisturbed])
-    request_id = fleet.client.submit(question, agent="research", parameters={"pace": 20})
-    wait_for(lambda: "token" in [entry.type for entry in fleet.client.log(request_id)])
-    time.sleep(0.2)
-    victim.signal(signal.SIGKILL)
-    start()
-    fleet.until_ended([request_id])
-    run, log = fleet.ended(request_id)
-    assert run["status"] == "completed"
-    assert reasons(log) == ["started", "worker_lost"]
+    run: dict[str, Any]
+    log: list[Entry]
+    rows: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def after_a_kill(one: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Runs whose worker was killed while they wrote, and one that nobody disturbed."""
+    launcher = Launcher(tmp_path_factory.mktemp("kill"))
+    try:
+        victim = launcher.worker(one.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        runs = {"undisturbed": one.client.submit(QUESTION, agent="research")}
+        one.until_ended(list(runs.values()))
+        runs["research"] = one.client.submit(QUESTION, agent="research", parameters={"pace": 20})
+        runs["saving"] = one.submit("steps", count=60, pause=0.03, every=7)
+        runs["starting again"] = one.submit("steps", count=60, pause=0.03)
+        one.until_running(list(runs.values())[2:], events=24)
+        wait_for(lambda: "token" in [entry.type for entry in one.client.log(runs["research"])])
+        victim.signal(signal.SIGKILL)
+        launcher.worker(one.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        one.until_ended(list(runs.values()))
+        ended = {name: Ended(*one.ended(request_id), pages(one, request_id)) for name, request_id in runs.items()}
+    finally:
+        launcher.close()
+    return ended
+
+
+def pages(fleet: Fleet, request_id: str) -> list[dict[str, Any]]:
+    page = fleet.client.get(f"/api/v1/runs/{request_id}/events", params={"limit": 500}).json()
+    rows: list[dict[str, Any]] = page["events"]
+    return rows
+
+
+def test_research_goes_on_after_its_retrieval_and_does_not_search_again(after_a_kill: dict[str, Ended]) -> None:
+    run, log, _ = after_a_kill["research"]
+    assert (run["status"], reasons(log)) == ("completed", ["started", "worker_lost"])
     covered = [entry for entry in log if str(entry.id) == attempts(log)[1].resume_from]
     assert [(entry.type, json.loads(entry.data)["message"]) for entry in covered] == [
         ("progress", "Writing the answer")
@@ -76,34 +100,29 @@ def test_research_goes_on_after_its_retrieval_and_does_not_search_again(fleet: F
     second = [entry.type for entry in log[[entry.type for entry in log].index("attempt", 2) + 1 :]]
     assert set(second) == {"token", "progress", "final"}
     assert [entry.type for entry in survivors(log)].count("sources") == 3
-    expected = fleet.client.run(undisturbed)
     for name in ("answer", "citations", "usage"):
-        assert run[name] == expected[name]
+        assert run[name] == after_a_kill["undisturbed"].run[name]
 
 
+@pytest.mark.parametrize("name", ["saving", "starting again"])
 def test_what_a_later_attempt_voids_is_marked_in_the_pages_and_missing_in_the_poll(
-    fleet: Fleet, launch: Launcher
+    after_a_kill: dict[str, Ended], name: str
 ) -> None:
-    victim = launch.worker(fleet.redis.url, lease_seconds=LEASE)
-    saving = fleet.submit("steps", count=60, pause=0.03, every=7)
-    starting_again = fleet.submit("steps", count=60, pause=0.03)
-    fleet.until_running([saving, starting_again], events=24)
-    victim.signal(signal.SIGKILL)
-    launch.worker(fleet.redis.url, lease_seconds=LEASE)
-    fleet.until_ended([saving, starting_again])
-    for request_id in (saving, starting_again):
-        run, log = fleet.ended(request_id)
-        rows = fleet.client.get(f"/api/v1/runs/{request_id}/events", params={"limit": 500}).json()["events"]
-        second = next(entry.id for entry in reversed(log) if entry.type == "attempt")
-        resumed = EventId.parse(attempts(log)[1].resume_from)
-        assert [row["void"] for row in rows] == [resumed < entry.id < second for entry in log]
-        assert request_id == saving or any(row["void"] for row in rows)
-        numbers = [token.partition(":") for token in run["answer"].split()]
-        assert [int(n) for _, _, n in numbers] == list(range(60))
-        by = {int(attempt) for attempt, _, _ in numbers}
-        assert by == ({1, 2} if request_id == saving else {2})
-        check_steps(log, 60)
-    check_resumed(fleet.client.log(saving), 7)
+    run, log, rows = after_a_kill[name]
+    assert (run["status"], reasons(log)) == ("completed", ["started", "worker_lost"])
+    check_steps(log, 60)
+    second = next(entry.id for entry in reversed(log) if entry.type == "attempt")
+    resumed = EventId.parse(attempts(log)[1].resume_from)
+    assert [row["void"] for row in rows] == [resumed < entry.id < second for entry in log]
+    numbers = [token.partition(":") for token in run["answer"].split()]
+    assert [int(n) for _, _, n in numbers] == list(range(60))
+    writers = {int(attempt) for attempt, _, _ in numbers}
+    if name == "saving":
+        assert writers == {1, 2}
+        check_resumed(log, 7)
+    else:
+        assert writers == {2}
+        assert any(row["void"] for row in rows)
 
 
 # -- P4: lost replies ----------------------------------------------------------------------------------------
