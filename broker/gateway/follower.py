@@ -69,8 +69,8 @@ class Follower:
             return
         try:
             page = await self._pages.after(reader.view, reader.position)
-        except Damaged as damage:
-            await self._look_into(reader.view.channel, damage)
+        except Damaged:
+            await self._look_into(reader)
             return
         except Exception as error:
             await self._hold(reader, error)
@@ -82,13 +82,20 @@ class Follower:
                 return
             reader.write(part)
 
-    async def _look_into(self, channel: Channel, damage: Damaged) -> None:
+    async def _look_into(self, reader: Reader) -> None:
         """The log has not what its record promises: it was rolled back a moment ago, or somebody deleted from it."""
-        end = channel.end
-        await asyncio.wait([self._reread(channel)])
-        if channel.end == end and not channel.gone:
+        channel, end = reader.view.channel, reader.view.channel.end
+        if reader.position < end:
+            await asyncio.wait([self._reread(channel)])
+        if channel.end != end or reader.position >= end or channel.gone:
+            return
+        try:
+            await self._pages.after(reader.view, reader.position)  # it may have been repaired in between
+        except Damaged as damage:
             logger.error("a log is damaged", extra={"request_id": channel.request_id, "error": str(damage)})
             channel.erase()
+        except Exception as error:
+            await self._hold(reader, error)
 
     async def _verify(self, reader: Reader) -> None:
         """A cursor goes on only where the log has its epoch; to another the answer is the whole log (6.5)."""

@@ -133,7 +133,10 @@ class NativeApi:
         repeated = cursor is not None or requests.is_repeat(request)
         accepted = await self._submit(request, principal, submission, repeated=repeated)
         head = await self._visible(accepted.request_id, principal)
-        return await self._stream(accepted.request_id, head, principal, START, long_ids=True)
+        # A run that Redis has lost may be made anew under its id: what the client has had of it, it has had.
+        same = cursor is not None and cursor.request_id == accepted.request_id
+        position = cursor.event_id if cursor is not None and same else START
+        return await self._stream(accepted.request_id, head, principal, position, long_ids=True)
 
     # -- read ------------------------------------------------------------------------------------------------
 

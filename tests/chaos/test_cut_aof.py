@@ -13,21 +13,18 @@ from tests.conftest import Launcher
 from tests.kit.scale import scaled
 
 
-@pytest.mark.timeout(3600)
-async def test_after_a_power_cut_all_readers_the_poll_and_the_log_agree(launch: Launcher) -> None:
-    repairs = 0
-    for _ in range(scaled(20)):
-        server = launch.redis()
-        stage = Stage(launch, server.url, random.randrange(2**32))
-        async with stage.load(CHATTING, BULKY):
-            await stage.until_under_way()
-            written = server.aof.stat().st_size
-            await stage.cancel_and_erase_for(stage.chance.uniform(0.2, 1.8))
-            cut = stage.chance.randint(1, server.aof.stat().st_size - written)
-            await stage.lose(f"{cut} bytes cut", partial(asyncio.to_thread, server.restart, cut=cut))
-            judgement = await stage.judge()
-        print(judgement)
-        assert not judgement.violations
-        assert not errors_of([*stage.gateways, *stage.workers])
-        repairs += judgement.repairs
-    assert repairs, "nothing was lost that could be mended: this has tested nothing"
+@pytest.mark.parametrize("turn", range(scaled(20)))
+async def test_after_a_power_cut_all_readers_the_poll_and_the_log_agree(launch: Launcher, turn: int) -> None:
+    server = launch.redis()
+    stage = Stage(launch, server.url, random.randrange(2**32))
+    async with stage.load(CHATTING, BULKY):
+        await stage.until_under_way()
+        written = server.aof.stat().st_size
+        await stage.cancel_and_erase_for(stage.chance.uniform(0.2, 1.8))
+        cut = stage.chance.randint(1, server.aof.stat().st_size - written)
+        await stage.lose(f"{cut} bytes cut", partial(asyncio.to_thread, server.restart, cut=cut))
+        judgement = await stage.judge()
+    print(judgement)
+    assert not judgement.violations
+    assert not errors_of([*stage.gateways, *stage.workers])
+    assert judgement.repairs or cut < 10_000, "nothing was lost that could be mended: this has tested nothing"

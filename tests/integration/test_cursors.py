@@ -21,6 +21,7 @@ from broker.events import Entry
 from broker.fold import fold
 from broker.ids import EventId
 from broker.runs import keys
+from broker.runs.scripts import Lease
 from tests.conftest import Launcher
 from tests.kit import raw, sse
 from tests.kit.checker import check_log, check_reader, entries_of
@@ -438,6 +439,32 @@ async def test_a_failover_that_is_repaired_shows_no_event_twice_and_leaves_none_
         for stream in (one, two):
             assert await stream.ended() == "finished"
             check_reader(entries_of(stream.events), await run.log())
+
+
+@pytest.mark.parametrize(("cursor", "first"), [("0-1", None), ("7-4", "0-0")])
+async def test_a_client_that_repeats_its_submit_of_a_run_that_was_lost_sees_no_event_twice_untold(
+    place: Place, scribe: Scribe, cursor: str, first: str | None
+) -> None:
+    """The failover took the record and left the key: the repeat makes the run anew, under its id (PROTOCOL 3.1)."""
+    path, body = "/api/v1/query/stream", json.dumps({"query": f"lost, and repeated after {cursor}"}).encode()
+    headers = place.auth() | {"Content-Type": "application/json"}
+    before, after = Stream(), Stream()
+    await before.open(place.patient.url, path, headers, method="POST", body=body)
+    await before.until(lambda: len(before.events) == 1)
+    await before.close()
+    request_id = before.headers["x-request-id"]
+    await scribe.redis.delete(keys.run(request_id), keys.log(request_id))
+    headers["Last-Event-ID"] = f"{request_id}/{cursor}"
+    await after.open(place.patient.url, path, headers, method="POST", body=body)
+    assert after.headers["x-request-id"] == request_id
+    lease = await scribe.scripts.claim(request_id, 1, "t", 60_000)
+    assert isinstance(lease, Lease)
+    await after.until(lambda: len(after.events) >= (1 if first is None else 3))
+    seen = [event.id for event in after.events]
+    assert seen == [f"{request_id}/{lost}" for lost in ([] if first is None else [first, "0-1"])] + [
+        f"{request_id}/{lease.epoch}-1"
+    ]
+    await after.close()
 
 
 async def read_by_two(place: Place, run: Written, streams: contextlib.AsyncExitStack) -> Stream:

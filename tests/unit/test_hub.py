@@ -26,7 +26,7 @@ from tests.kit import sse
 from tests.kit.checker import check_log, check_reader, entries_of
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
-from tests.kit.runs import FINAL, RETENTION_MS, append, cancel, claim, queued, running, words
+from tests.kit.runs import FINAL, RETENTION_MS, append, cancel, claim, queued, roll_back, running, words
 from tests.kit.scale import scaled
 
 HEARTBEAT = 0.2
@@ -426,6 +426,33 @@ async def test_when_every_connection_is_reset_under_load_nothing_is_lost(
     await write(scripts, lease, 120, pause=0.003, before=reset)
     for stream in streams:
         await check_whole(redis, stream, request_id)
+
+
+@pytest.mark.parametrize("heartbeat", [60.0])
+async def test_a_page_that_is_read_while_the_run_is_found_rolled_back_ends_no_stream(
+    redis: Redis, scripts: Scripts, gateway: Gateway, proxy: Proxy, redis_server: RedisServer
+) -> None:
+    """The page is empty, and by then the channel knows why. What is repaired afterwards is read."""
+    lease = await running(scripts)
+    await append(scripts, lease, 2, *words(*"abcdefgh"))
+    first = await gateway.watch(lease.request_id)
+    await until(lambda: len(first.entries()) == 10)
+    position, channel = EventId(lease.epoch, 5), first.reader.view.channel
+    lost = [entry for entry in await log.read_all(redis, lease.request_id) if entry.id > position]
+    await roll_back(redis, lease.request_id, position)
+    proxy.delay(0.3)
+    redis_server.drop_clients("pubsub")
+    await until(lambda: channel.reading is not None)
+    await asyncio.sleep(0.4)  # a read of the run is of two commands, a read of the log of one: that shall end later
+    second = await gateway.watch(lease.request_id, position)
+    await until(lambda: channel.end == position)
+    await asyncio.sleep(1.5)  # the page's read may need a connection, whose greetings are held as well
+    proxy.heal()
+    assert not second.following.done()
+    await append(scripts, lease, 6, *[(entry.type, entry.data) for entry in lost])
+    await append(scripts, lease, 6 + len(lost), FINAL)
+    await check_whole(redis, first, lease.request_id)
+    await check_whole(redis, second, lease.request_id, position)
 
 
 # -- messages that nobody understands ------------------------------------------------------------------------
