@@ -16,6 +16,7 @@ from tests.kit.checker import Allowed, Violation
 from tests.kit.fleet import reasons
 from tests.kit.load import NO_ANSWER, Evidence, Load, Plan
 from tests.kit.processes import Gateway, Process, Worker
+from tests.kit.scale import LONG
 
 SETTINGS: dict[str, Any] = {"lease_seconds": 2, "heartbeat_seconds": 0.5, "grace_seconds": 1, "max_attempts": 100}
 CHATTING = Plan(runs=24, readers=3, count=50, pause=0.04, spread=3.5, silence=6, polls=0.1, limit=60)
@@ -33,6 +34,8 @@ BULKY = Plan(
     limit=60,
 )
 """More than a worker keeps for a repair: what is lost of such a run must end in another attempt."""
+TURNS = range(20 if LONG else 1)
+"""Seeds, each with a service of its own."""
 JUST_BEFORE = 1.0
 """What was confirmed so shortly before the loss may not have reached the replica."""
 
@@ -171,6 +174,11 @@ class Judgement:
             run = polls.get(request_id)
             if run is None or run["status"] not in ("cancelled", "completed"):
                 yield Violation("cancel", request_id, "", f"a cancelled run is {run and run['status']}")
+
+    @property
+    def lost_anything(self) -> bool:
+        """Without that, nothing was tested."""
+        return bool(self.repairs or self.hand_overs or self.lost_runs or self.stage.confirmed.cancelled)
 
     # -- figures ---------------------------------------------------------------------------------------------
 

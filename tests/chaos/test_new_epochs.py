@@ -33,12 +33,12 @@ def opened_ms(pair: Pair, request_id: str, log: list[Entry]) -> list[int]:
 
 async def test_after_a_promotion_new_epochs_wait_and_appends_go_on(launch: Launcher) -> None:
     """Claims, cancels and fences; the fence for one lease in addition, whenever its owner died (4.7)."""
-    lease = SETTLE_SECONDS + 2
+    lease = SETTLE_SECONDS + 1
     pair = launch.pair()
     gateway = launch.gateway(pair.url, **settings(lease))
     doomed = launch.worker(pair.url, **settings(lease), max_jobs=1)
     async with Api(gateway.url) as api:
-        lost = await api.running("its worker dies", "steps", count=100, pause=0.05, every=1)
+        lost = await api.running("its worker dies", "steps", count=60, pause=0.05, every=1)
         launch.worker(pair.url, **settings(lease))
         going, stopped = [await api.running(f"{n}", "tokens", count=10_000, pause=0.05) for n in range(2)]
         with Client(gateway.url) as client:
@@ -86,7 +86,7 @@ async def test_a_worker_that_alone_is_cut_off_loses_its_runs_after_a_lease_and_l
         cut_off = launch.worker(way.url, **settings(lease), max_jobs=3)
         async with Api(gateway.url) as api:
             marks = [launch.folder / f"mark-{n}" for n in range(3)]
-            query = {"count": 150, "pause": 0.05, "every": 1}
+            query = {"count": 80, "pause": 0.05, "every": 1}
             runs = [await api.running(mark.name, "steps", **query, mark=str(mark)) for mark in marks]
             other = launch.worker(server.url, **settings(lease))
             undisturbed = await api.running("undisturbed", "tokens", count=10_000, pause=0.05)
@@ -122,9 +122,9 @@ async def set_the_clock(launch: Launcher, clock: Clock, server: RedisServer, lea
     gateway = launch.gateway(server.url, **settings(lease))
     doomed = launch.worker(server.url, **settings(lease), max_jobs=1)
     async with Api(gateway.url) as api:
-        lost = await api.running("its worker dies", "steps", count=120, pause=0.05, every=1)
+        lost = await api.running("its worker dies", "steps", count=80, pause=0.05, every=1)
         launch.worker(server.url, **settings(lease))
-        kept = await api.running("goes on", "tokens", count=200, pause=0.05)
+        kept = await api.running("goes on", "tokens", count=150, pause=0.05)
         await asyncio.sleep(lease)
         clock.set(3600)
         await asyncio.sleep(lease)
