@@ -11,6 +11,8 @@ from tests.model.explore import explore, play, schedule, shortened
 from tests.model.planted import search
 from tests.model.rules import Rule
 
+pytestmark = pytest.mark.timeout(1800 if LONG else 120)
+
 
 def test_no_schedule_of_faults_violates_anything() -> None:
     """P2, P3, P5, P7, P11, P25: whatever is lost, late, dead or rolled back."""

@@ -32,7 +32,7 @@ from tests.kit.run_checks import CheckedPlay
 from tests.kit.run_model import CLOSED
 from tests.kit.run_play import Closing, Heard, Worker
 from tests.kit.runs import LEASE_MS
-from tests.kit.scale import scaled
+from tests.kit.scale import LONG, scaled
 
 HEARD = st.sampled_from(["once", "once", "once", "twice", "never"])
 WAITS = st.sampled_from([1000, 6000, 16_000, 61_000])
@@ -335,6 +335,7 @@ class Machine(RuleBasedStateMachine):
             reader.ended = False
 
 
+@pytest.mark.timeout(1800 if LONG else 180)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_scripts_do_what_the_model_does(tmp_path: Path, version: str) -> None:
     """PROTOCOL 2, on the installed server and on the oldest that is promised."""
