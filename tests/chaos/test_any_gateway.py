@@ -7,6 +7,8 @@ import random
 import signal
 from typing import Any
 
+import pytest
+
 from tests.conftest import Launcher
 from tests.kit.load import Load, Plan
 from tests.kit.scale import LONG, scaled
@@ -15,6 +17,7 @@ LEASE = 1.0
 SETTINGS: dict[str, Any] = {"lease_seconds": LEASE, "heartbeat_seconds": 1, "grace_seconds": 0, "max_attempts": 1000}
 
 
+@pytest.mark.timeout(1800 if LONG else 180)
 async def test_three_gateways_are_killed_in_turn_while_runs_change_their_workers(launch: Launcher) -> None:
     """No affinity: each connection goes to any of the three, the dead one included. A round kills each of them, and
     ends two workers, one by SIGKILL and one by SIGTERM.

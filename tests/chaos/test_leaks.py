@@ -130,6 +130,7 @@ def live_through(house: House, runs: int, connections: int, *, failover: bool) -
         direct.delete(keys.LEASES)  # what ended stays there for two minutes
 
 
+@pytest.mark.timeout(3600 if LONG else 180)
 def test_after_hundreds_of_runs_and_connections_everything_is_as_before(house: House) -> None:
     runs, connections = scaled(300), scaled(1000)
     live_through(house, runs, connections, failover=LONG)

@@ -118,7 +118,7 @@ def test_queues_that_are_lost_at_any_moment_lose_no_run(stage: Stage) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    workers = [stage.worker(max_jobs=5) for _ in range(2)]
+    workers = [stage.worker(max_jobs=2) for _ in range(2)]  # so that there is always something in the queue
     runs: list[str] = []
     for _ in range(scaled(200)):
         runs += stage.submit(5, "sleeper", seconds=chance.random() * 0.3)
@@ -155,7 +155,7 @@ class Copy(NamedTuple):
     def restore(self, client: sync_redis.Redis) -> None:
         client.flushall()
         for name, (value, expires) in self.values.items():
-            client.restore(name, expires, value, absttl=True)
+            client.restore(name, expires, value, replace=True, absttl=True)
 
 
 def test_a_queue_that_is_restored_from_an_old_copy_changes_nothing(stage: Stage) -> None:

@@ -126,6 +126,7 @@ class House:
         ]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", range(scaled(20) // 2))
 async def test_no_fault_cancels_a_run_that_is_watched(launch: Launcher, turn: int) -> None:
     """Two houses, each with one half of the faults, in any order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
+from pathlib import Path
 
 from tests.conftest import Launcher
 from tests.kit.checker import check_log, check_reader, entries_of
@@ -45,15 +46,22 @@ async def test_after_a_restart_500_clients_come_back_spread_out_and_lose_nothing
         finished = [client.submit(f"short {n}") for n in range(RUNS)]
         for request_id in finished:
             client.finished(request_id)
-        running = [
-            client.submit(f"long {n}", agent="tokens", parameters={"count": 450, "pause": 0.01}) for n in range(RUNS)
-        ]
-        await storm(launch, server.url, gateways, client, running, finished)
+        enough = launch.folder / "enough"
+        going_on = {"count": 50, "pause": 0.05, "until": str(enough)}
+        running = [client.submit(f"long {n}", agent="chatter", parameters=going_on) for n in range(RUNS)]
+        await storm(launch, server.url, gateways, client, running, finished, enough)
 
 
 async def storm(
-    launch: Launcher, redis_url: str, gateways: list[Gateway], client: Client, running: list[str], finished: list[str]
+    launch: Launcher,
+    redis_url: str,
+    gateways: list[Gateway],
+    client: Client,
+    running: list[str],
+    finished: list[str],
+    enough: Path,
 ) -> None:
+    """The running ones end when there is a file `enough`."""
     count = scaled(500)
 
     def source(n: int, request_id: str) -> EventSource:
@@ -62,7 +70,7 @@ async def storm(
     watching = [source(n, running[n // 2 % RUNS]) for n in range(count)]
     done = [source(n, finished[n // 2 % RUNS]) for n in range(count)]
     tasks = [asyncio.create_task(one.run()) for one in (*watching, *done)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         while not all(one.events for one in (*watching, *done)):
             await asyncio.sleep(0.02)
         # One is asked and one is killed: the one's clients have the jitter of its last words, the other's of its first.
@@ -72,6 +80,9 @@ async def storm(
             await asyncio.to_thread(gateway.wait)
         for gateway in gateways:
             await asyncio.to_thread(launch.gateway, redis_url, port=gateway.port)
+        while any(len(one.streams) < 2 for one in watching):
+            await asyncio.sleep(0.02)
+        enough.touch()
         await asyncio.gather(*tasks)
 
     for one in (*watching, *done):
