@@ -132,7 +132,9 @@ class NativeApi:
                 return await self._stream(cursor.request_id, head, principal, cursor.event_id, long_ids=True)
         repeated = cursor is not None or requests.is_repeat(request)
         accepted = await self._submit(request, principal, submission, repeated=repeated)
-        head = await self._visible(accepted.request_id, principal)
+        head = await self._runs.head(accepted.request_id)
+        if head is None:
+            raise Unavailable("The run was lost in a failover, or erased. Try again.")
         # A run that Redis has lost may be made anew under its id: what the client has had of it, it has had.
         same = cursor is not None and cursor.request_id == accepted.request_id
         position = cursor.event_id if cursor is not None and same else START

@@ -111,7 +111,8 @@ def _missed(evidence: Evidence) -> set[str]:
     """Runs that are gone, or were until a repeated submit made them anew (PROTOCOL 5.3)."""
     missed = {reading.request_id for reading in evidence.history.readings.values() if reading.end in ("gone", "404")}
     missed |= {request_id for _, request_id, run in evidence.history.polls if run is None}
-    return missed | {request_id for request_id, run in evidence.polls.items() if run is None}
+    missed |= {request_id for request_id, run in evidence.polls.items() if run is None}
+    return missed - {""}  # that of readers whose submit was not accepted
 
 
 def _closing_may_be_lost(evidence: Evidence, request_id: str) -> bool:
