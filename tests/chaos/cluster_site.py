@@ -118,9 +118,8 @@ async def slots_moved(site: ClusterSite, load: Load, chance: random.Random) -> N
         slot = _some_slot(load, chance)
         for _ in range(chance.randint(1, 3)):
             async with site.whole:
-                primaries = await asyncio.to_thread(lambda: site.cluster.primaries)
                 owner = await asyncio.to_thread(site.cluster.owner, slot)
-                target = chance.choice([server for server in primaries if server is not owner])
+                target = chance.choice(await asyncio.to_thread(site.cluster.others, owner))
                 await site.cluster.move_slot(slot, target, pause=chance.uniform(0, 0.2))
                 site.moves += 1
             await asyncio.sleep(chance.uniform(0, 0.3))

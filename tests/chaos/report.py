@@ -184,6 +184,7 @@ def _next_event(request_id: str, at: float, evidence: Evidence) -> tuple[EventId
         for reading in evidence.history.readings.values()
         if reading.request_id == request_id
         for frame in reading.frames
+        if frame.id
     ]
     last = max((event_id for read_at, event_id in frames if read_at <= at + _IN_FLIGHT), default=START)
     later = [read_at for read_at, event_id in frames if read_at > at + _IN_FLIGHT and event_id > last]

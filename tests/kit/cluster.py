@@ -154,8 +154,8 @@ class Cluster:
 
     @property
     def primaries(self) -> list[RedisServer]:
-        """The living ones, by their own account."""
-        return [server for server in self.living() if server.ask("ROLE")[0] == b"master"]
+        """The living ones, by their own account: one that has just come back may not know better."""
+        return [server for server in self.living() if _role(server) == b"master"]
 
     def living(self) -> list[RedisServer]:
         """Nodes that run, and are not stopped."""
@@ -212,6 +212,11 @@ class Cluster:
             for server in self.living()
             if any("myself" in node.flags and node.primary_id == own for node in _nodes(server))
         ]
+
+    def others(self, primary: RedisServer) -> list[RedisServer]:
+        """Primaries that have slots, by its account."""
+        ports = {_int(node[1]) for _, _, node, *_ in primary.ask("CLUSTER", "SLOTS")}
+        return [server for server in self.servers if server.port in ports - {primary.port}]
 
     def slots_of(self, server: RedisServer) -> frozenset[int]:
         """By its own account."""
@@ -314,6 +319,14 @@ def _nodes(server: RedisServer) -> list[Known]:
         port = int(address.partition("@")[0].rpartition(":")[2])
         found.append(Known(node_id, port, frozenset(flags.split(",")), primary_id))
     return found
+
+
+def _role(server: RedisServer) -> bytes:
+    """b"" of one that does not answer yet."""
+    with contextlib.suppress(redis.RedisError):
+        role: bytes = server.ask("ROLE")[0]
+        return role
+    return b""
 
 
 def _int(value: Any) -> int:
