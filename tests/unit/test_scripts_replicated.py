@@ -137,11 +137,15 @@ async def test_a_replica_that_does_not_keep_up_is_not_counted(
     lease = await running(fast)
     servers.join()
     servers.replica.pause()
+    fresh = connect(servers.primary.url, connections=1)
     try:
         with pytest.raises(NotReplicated):
             await append(scripts, lease, 2, *words("a"), FINAL)
+        with pytest.raises(NotReplicated):  # on a connection that has written nothing, by a script that has nothing to
+            await append(Scripts(fresh, replicated=True), lease, 2, *words("a"), FINAL)
     finally:
         servers.replica.resume()
+        await fresh.aclose(close_connection_pool=True)
     reply = await append(scripts, lease, 2, *words("a"), FINAL)
     assert reply[:3] == (Answer.DUP, EventId(lease.epoch, 3), "completed")
     check_log(await log.read_all(redis, lease.request_id))
