@@ -15,6 +15,7 @@ from broker.errors import Misconfigured
 from broker.redis_url import parse as parse_redis_url
 
 MIN_SECRET_BYTES = 32
+YEAR = 365 * 86400.0
 LONGEST_RETRY_SECONDS = 3.0
 """The longest pause that `retry:` asks of a client."""
 _AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -55,9 +56,11 @@ class Settings(BaseSettings):
 
     heartbeat_seconds: float = Field(15, ge=0.1, description="An idle stream gets bytes at least this often.")
     lease_seconds: float = Field(15, ge=1, description="How long a worker's claim holds without renewal.")
-    retention_seconds: float = Field(86400, ge=1, description="How long a finished run can be read.")
+    retention_seconds: float = Field(86400, ge=1, le=10 * YEAR, description="How long a finished run can be read.")
     max_attempts: int = Field(3, ge=1, description="Attempts a run may lose before it fails.")
-    max_run_seconds: float = Field(3600, gt=0, description="Limit of a run, from its first claim, over all attempts.")
+    max_run_seconds: float = Field(
+        3600, gt=0, le=YEAR, description="Limit of a run, from its first claim, over all attempts."
+    )
     max_jobs: int = Field(100, ge=1, description="Runs at once in one worker.")
     send_timeout_seconds: float = Field(30, gt=0, description="A client that reads nothing for this long is cut.")
     max_stream_seconds: float | None = Field(None, gt=0, description="Streams are cut after this time; off by default.")

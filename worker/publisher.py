@@ -113,12 +113,14 @@ class Publisher:
         await self._room.wait()
         self._check()
         covered = EventId(self._lease.epoch, self._next_seq - 1)
-        if self._checkpoints and self._checkpoints[-1][0] == covered:
+        replaced = bool(self._checkpoints) and self._checkpoints[-1][0] == covered
+        if replaced:
             self._checkpoints.pop()
-            await asyncio.sleep(0)  # or an agent that yields nothing else would never let go of the event loop
         self._checkpoints.append((covered, state))
         self._idle.clear()
         self._work.set()
+        if replaced:
+            await asyncio.sleep(0)  # or an agent that yields nothing else would never let go of the event loop
 
     async def finish(self) -> None:
         """Returns when everything put is in the log."""

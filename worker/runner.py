@@ -105,7 +105,7 @@ class Runner:
             # Before the claim: a cancel that comes later is heard, an earlier one is the claim's answer.
             with contextlib.suppress(ConnectionError):
                 await self._controls.subscribe(control)
-            lease = await self._claim(request_id, attempt)
+            lease = await self._claim(request_id, attempt, stop)
             if lease is not None:
                 await self._execute(lease, stop)
         except Exception:
@@ -120,14 +120,16 @@ class Runner:
                 del self._stops[request_id]
                 self._controls.unsubscribe(control)
 
-    async def _claim(self, request_id: str, attempt: int) -> Lease | None:
-        """The token makes a claim whose reply was lost safe to repeat."""
+    async def _claim(self, request_id: str, attempt: int, stop: asyncio.Future[str]) -> Lease | None:
+        """The token makes a claim whose reply was lost safe to repeat. Where one waits for a replica (5.3), and the run
+        is to be handed over, it waits no longer: what nobody relies on yet is given back as it is."""
         token = secrets.token_hex(8)
         claimed: Lease | None = None
 
         async def claim(replid: str) -> Reply:
             nonlocal claimed
-            answer = await self._parts.scripts.claim(request_id, attempt, token, self._limits.lease_ms, replid)
+            scripts = self._parts.closings.again if stop.done() else self._parts.scripts
+            answer = await scripts.claim(request_id, attempt, token, self._limits.lease_ms, replid)
             if isinstance(answer, Lease):
                 claimed = answer
                 return Reply(Answer.OK, answer.resume_from, "running", [])

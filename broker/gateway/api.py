@@ -55,6 +55,7 @@ class SubmitBody(BaseModel):
         None,
         ge=0,
         le=86400,
+        strict=True,
         description="Cancel the run when nobody has read it or asked for it for so many seconds. Off by default.",
     )
 

@@ -199,9 +199,11 @@ class NativeApi:
         return await self._run(request_id, headers, unless=request.headers.get("if-none-match"))
 
     async def _run(self, request_id: str, headers: dict[str, str], unless: str | None = None) -> Asgi:
-        """The run as JSON. Its ETag is its last event id: whatever changes in a run is an event."""
+        """The run as JSON. Its ETag is its last event id, since what changes in a run is an event; but for being queued
+        again."""
         record = await self._runs.record(request_id)
-        etag = f'"{record.end}"'
+        again = ".again" if record.status == "queued" and record.attempt else ""
+        etag = f'"{record.end}{again}"'
         headers["ETag"] = etag
         if unless is not None and {"*", etag} & {tag.strip().removeprefix("W/") for tag in unless.split(",")}:
             return Response(status_code=304, headers=headers)

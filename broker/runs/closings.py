@@ -14,7 +14,16 @@ from broker.events import AttemptReason, Event
 from broker.ids import EventId
 from broker.runs.connections import NotReplicated, is_away
 from broker.runs.primaries import Primaries
-from broker.runs.scripts import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Answer, Batch, Lease, Reply, Scripts
+from broker.runs.scripts import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ENTRIES,
+    STALE_AFTER_MS,
+    Answer,
+    Batch,
+    Lease,
+    Reply,
+    Scripts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +31,8 @@ KEPT_BYTES = 64 * 1024 * 1024
 """The most that a process keeps; beyond it the oldest are let go."""
 UNREPLICATED_SECONDS = 1.0
 """How long a drain waits where there is no replica: until what was written is on the disk."""
+TOMBSTONE_MS = 4 * STALE_AFTER_MS
+"""The least that an erasure is remembered: longer than its request_id could be made again, and than it is kept here."""
 _TICK_SECONDS = 0.5
 _TAILS_AT_ONCE = 16
 _NEVER = float("-inf")
@@ -276,7 +287,7 @@ class _Erasure:
         self.request_id = request_id
 
     async def make(self, scripts: Scripts) -> Reply:
-        return await scripts.erase(self.request_id, tombstone_ms=self._closings.retention_ms)
+        return await scripts.erase(self.request_id, tombstone_ms=max(self._closings.retention_ms, TOMBSTONE_MS))
 
     async def send(self) -> bool:
         """GONE is kept too: it may be another failover's tombstone."""

@@ -125,6 +125,8 @@ class Runs:
             return None
         if reply.status == "queued" and reply.rest[0] == 0:
             await self._queue.enqueue(request_id, 1, enqueues=0, now_ms=claim.claimed_at_ms)
+        if reply.answer is Answer.EXISTS and reply.status in LIVE:
+            await self._scripts.watch(request_id)  # who joins a run will read it
         return Accepted(request_id, session_id, reply.status, joined=reply.answer is Answer.EXISTS)
 
     async def _answers(self, accepted: Accepted, idempotency_key: str | None, repeated: bool) -> bool:

@@ -613,6 +613,17 @@ async def test_what_an_agent_yields_after_it_was_cancelled_is_not_taken(
 # -- checkpoints ---------------------------------------------------------------------------------------------
 
 
+async def test_an_agent_that_yields_nothing_but_checkpoints_has_them_stored(redis: Redis, attempts: Attempts) -> None:
+    async def agent(run: Run) -> Events:
+        for n in range(1000):
+            yield Checkpoint(state=n)
+        stored.append(await redis.hget(keys.run(run.request_id), "checkpoint"))  # type: ignore[misc]
+
+    stored: list[bytes | None] = []
+    await attempts.run(agent)
+    assert stored[0] is not None
+
+
 async def test_a_checkpoint_is_stored_with_the_event_that_it_covers(redis: Redis, attempts: Attempts) -> None:
     async def agent(run: Run) -> Events:
         yield Token(text="one ")

@@ -112,6 +112,15 @@ async def test_a_deadline_further_ahead_than_a_lease_is_set_back(redis: Redis, s
     assert int(await field(redis, lease.request_id, "deadline")) == deadline
 
 
+async def test_a_reaper_with_a_shorter_lease_leaves_the_owner_its_own(redis: Redis, scripts: Scripts) -> None:
+    """A rolling change of the setting has workers of both."""
+    lease = await running(scripts)
+    before = await field(redis, lease.request_id, "deadline")
+    reply = await scripts.fence(lease.request_id, lease_ms=1000, max_attempts=3, max_run_ms=HOUR_MS)
+    assert reply.answer is Answer.REFUSED
+    assert await field(redis, lease.request_id, "deadline") == before
+
+
 async def test_an_expired_run_is_queued_for_its_next_attempt(redis: Redis, scripts: Scripts) -> None:
     lease = await running(scripts)
     await append(scripts, lease, 2, *words("a"))

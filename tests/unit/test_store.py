@@ -15,7 +15,7 @@ from broker.runs import keys, log
 from broker.runs.connections import connect
 from broker.runs.queue import Queue
 from broker.runs.record import Submission
-from broker.runs.scripts import Scripts, claim_key
+from broker.runs.scripts import STALE_AFTER_MS, Scripts, claim_key
 from broker.runs.store import Accepted, Runs
 from broker.settings import Settings
 from tests.kit.checker import check_log
@@ -83,6 +83,24 @@ async def test_the_same_query_joins_the_run_while_it_lives(redis: Redis, runs: R
     await claim(scripts, first.request_id)
     assert await runs.submit(ALICE, asked()) == first._replace(joined=True, status="running")
     assert await jobs(redis) == [first.request_id]
+
+
+async def test_who_joins_a_run_counts_as_its_reader(redis: Redis, runs: Runs) -> None:
+    """PROTOCOL 5.6"""
+    request_id = (await runs.submit(ALICE, asked(cancel_if_unwatched=60.0))).request_id
+    assert await redis.hget(keys.run(request_id), "watched_at") is None  # type: ignore[misc]
+    await runs.submit(ALICE, asked())
+    assert await redis.hget(keys.run(request_id), "watched_at") is not None  # type: ignore[misc]
+
+
+async def test_an_erasure_is_remembered_for_longer_than_its_id_can_be_made_again(redis: Redis, proxy: Proxy) -> None:
+    client, queue = connect(proxy.url, connections=4), Queue(proxy.url, connections=2)
+    runs = Runs(client, queue, Settings(retention_seconds=1))
+    request_id = (await runs.submit(ALICE, asked())).request_id
+    await runs.erase(request_id)
+    assert await redis.pttl(keys.run(request_id)) > 3 * STALE_AFTER_MS
+    await queue.close()
+    await client.aclose(close_connection_pool=True)
 
 
 async def test_parallel_submits_of_one_query_are_one_run(redis: Redis, runs: Runs) -> None:

@@ -28,7 +28,7 @@ else
   local id, bytes = write(last, epoch, 1, {'attempt', attempt_data(attempt, reason, resume_from)})
   last = id
   redis.call('HSET', RUN, 'status', 'running', 'attempt', attempt, 'epoch', int(epoch), 'token', token, 'end', last,
-    'deadline', int(time + tonumber(ARGV[5])), 'started_at', run[8] or int(time), 'enqueues', 0,
+    'deadline', int(time + tonumber(ARGV[5])), 'lease', ARGV[5], 'started_at', run[8] or int(time), 'enqueues', 0,
     'events', tonumber(run[9]) + 1, 'bytes', tonumber(run[10]) + bytes,
     'rewinds', (run[11] or '') .. id .. ':' .. resume_from .. ' ')
 end

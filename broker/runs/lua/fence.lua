@@ -2,7 +2,8 @@
 -- ARGV 3 the primary's replid, 4 lease (ms), 5 attempts that a run may lose, 6 how long a run may take (ms)
 -- OK, next attempt | REFUSED: its lease holds, or it is not running | GONE | CLOSED | UNSETTLED
 -- SPENT | OVERDUE, then the deadline: no attempt is left, or no time; to be closed if the deadline is still this one
-local run = redis.call('HMGET', RUN, 'status', 'end', 'deadline', 'attempt', 'fails', 'started_at')
+local run = redis.call('HMGET', RUN, 'status', 'end', 'deadline', 'attempt', 'fails', 'started_at',
+  'lease')
 local status, last = run[1], run[2]
 if not status or status == 'erased' then
   return {'GONE', '0-0', status or ''}
@@ -11,9 +12,10 @@ if CLOSED[status] then
   return {'CLOSED', last, status}
 end
 local time, deadline = now(), tonumber(run[3] or 0)
+local lease = math.max(tonumber(ARGV[4]), tonumber(run[7] or 0))           -- its owner's may be a longer one
 if status ~= 'running' or deadline > time then
-  if status == 'running' and deadline > time + tonumber(ARGV[4]) then      -- the clock was set back (4.7)
-    redis.call('HSET', RUN, 'deadline', int(time + tonumber(ARGV[4])))
+  if status == 'running' and deadline > time + lease then              -- the clock was set back (4.7)
+    redis.call('HSET', RUN, 'deadline', int(time + lease))
   end
   return {'REFUSED', last, status}
 end
