@@ -139,5 +139,15 @@ async def queue_killed(site: ClusterSite, load: Load, chance: random.Random) -> 
     await site.queue.start_again(old)
 
 
+async def queue_stopped(site: ClusterSite, load: Load, chance: random.Random) -> None:
+    """Until it hears of the other one, it takes jobs that nobody will find."""
+    old = await asyncio.to_thread(lambda: site.queue.primary)
+    old.pause()
+    await site.queue.until_failed_over(old)
+    await asyncio.sleep(chance.uniform(0, 1))
+    old.resume()
+    await site.queue.until_replicated()
+
+
 REDIS: tuple[Fault[ClusterSite], ...] = (slots_moved,)
 LOSSES: tuple[Fault[ClusterSite], ...] = (redis_killed, redis_stopped)

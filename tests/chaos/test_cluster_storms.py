@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.cluster_site import ClusterSite, queue_killed, redis_killed, redis_stopped, slots_moved
+from tests.chaos.cluster_site import (
+    ClusterSite,
+    queue_killed,
+    queue_stopped,
+    redis_killed,
+    redis_stopped,
+    slots_moved,
+)
 from tests.chaos.report import Recoveries
 from tests.chaos.site import Fault
 from tests.chaos.storm import CLIENTS, storm
@@ -63,4 +70,4 @@ async def test_while_only_slots_move_nothing_is_lost(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 async def test_the_queue_may_be_watched_by_sentinels_and_fail_over_as_well(tmp_path: Path) -> None:
     async with ClusterSite(tmp_path, "fast", sentinels=True) as site:
-        await storms(site, [(queue_killed, redis_killed)], scaled(10))
+        await storms(site, [(queue_killed, redis_killed), (queue_stopped, redis_killed)], scaled(10))
