@@ -226,17 +226,18 @@ class _Feed:
         return confirmed
 
     def _subscribe_again(self, link: Link, channels: Collection[str]) -> None:
-        task = asyncio.create_task(self._resubscribe(link, tuple(channels)))
+        """Asked for at once, so that who gives one up a moment later is heard later."""
+        confirmed = {channel: self._expect(channel) for channel in channels}
+        if confirmed:
+            link.subscribe(confirmed)
+        task = asyncio.create_task(self._confirm(confirmed))
         self._subscribing.add(task)
         task.add_done_callback(self._subscribing.discard)
 
-    async def _resubscribe(self, link: Link, channels: Collection[str]) -> None:
+    async def _confirm(self, confirmed: dict[str, asyncio.Future[None]]) -> None:
         """The reset is told only when every subscription holds again: what is read after it misses nothing."""
-        confirmed = [self._expect(channel) for channel in channels]
-        if channels:
-            link.subscribe(channels)
-        results = await asyncio.gather(*confirmed, return_exceptions=True)
-        self._owner.on_reset([channel for channel, failure in zip(channels, results, strict=True) if failure is None])
+        results = await asyncio.gather(*confirmed.values(), return_exceptions=True)
+        self._owner.on_reset([channel for channel, failure in zip(confirmed, results, strict=True) if failure is None])
 
     async def _supervise(self) -> None:
         failures = 0
@@ -285,6 +286,7 @@ class _Feed:
             for future in self._confirmations.pop(channel, ()):
                 if not future.done():
                     future.set_exception(ConnectionError(why))
+                    future.exception()  # whoever asked may be gone already: asyncio need not tell of it
 
     def _received(self, replies: list[Any]) -> None:
         """Replies of one read."""
@@ -313,6 +315,8 @@ class _Feed:
                 del self._confirmations[channel]
             if not future.done():
                 future.set_result(None)
+        if channel not in self._channels and channel not in self._leaving:
+            self.leave(channel)  # it was thought to be lost, and was given up meanwhile
 
     def _unsubscribed(self, channel: str) -> None:
         """By us, or by a server from which the channel's slot has gone."""
@@ -333,7 +337,7 @@ class _Feed:
                 return
             slots.add(int(moved[1]))
             hint = (moved[2], int(moved[3])) if moved[2] else hint
-        here = {*self._channels, *self._confirmations}
+        here = {*self._channels, *self._confirmations, *self._leaving}
         channels = [channel for channel in here if slot_of_key(channel) in slots]
         for channel in channels:
             self._leaving.pop(channel, None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from broker.runs.subscriber import Subscriber
 from broker.settings import Settings
 from tests.kit.cluster import Cluster, slot_of
 from tests.kit.redis_server import RedisServer, redis_6_2
+from tests.kit.scale import scaled
 from tests.kit.waiting import until
 
 RUNS = [f"{n:032x}" for n in range(12)]
@@ -174,6 +178,38 @@ async def test_unsubscribing_and_subscribing_again_is_no_move(
     await until(lambda: CHANNELS[0] in heard.reset_channels)
     assert len(heard.resets) == 1
     await check_all_heard(cluster, heard, CHANNELS[:1])
+
+
+async def test_who_comes_and_goes_while_slots_move_leaves_nothing_behind(
+    cluster: Cluster, subscriber: Subscriber, heard: Heard
+) -> None:
+    """A slot may come back while a subscription to it is on its way, and while its answer is."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    both = [[keys.channel(run), keys.control(run)] for run in RUNS[:4]]
+    wanted: set[str] = set()
+
+    async def come_and_go(channel: str) -> None:
+        while True:
+            wanted.add(channel)
+            with contextlib.suppress(ConnectionError):
+                await subscriber.subscribe(channel)
+            await asyncio.sleep(chance.random() / 500)
+            if chance.random() < 0.7:
+                wanted.discard(channel)
+                subscriber.unsubscribe(channel)
+            await asyncio.sleep(chance.random() / 500)
+
+    for _ in range(scaled(30)):
+        tasks = [asyncio.create_task(come_and_go(channel)) for channels in both for channel in channels]
+        for _ in range(20):
+            await cluster.move_slot(slot_of(chance.choice(both)[0]))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: set().union(*map(listening, cluster.primaries)) == wanted)
+        await check_all_heard(cluster, heard, wanted)
 
 
 async def test_a_primary_that_became_a_replica_is_left(

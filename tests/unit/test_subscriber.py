@@ -187,6 +187,24 @@ async def test_what_was_unsubscribed_while_the_connection_was_lost_stays_so(
     assert await channels_of(redis) == {"b"}
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_what_is_unsubscribed_in_the_moment_of_the_reconnect_stays_so(
+    redis: Redis, subscriber: Subscriber, heard: Heard, turns: int
+) -> None:
+    for _ in range(5):
+        await subscriber.subscribe("a")
+        await cut_pubsub(redis)
+        while subscriber.connected:
+            await asyncio.sleep(0)
+        while not subscriber.connected:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        subscriber.unsubscribe("a")
+        await subscriber.subscribe("b")  # what was sent before is done
+        assert await channels_of(redis) == {"b"}
+
+
 async def test_a_connection_on_which_nothing_comes_back_is_given_up(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, proxy: Proxy, subscriber: Subscriber, heard: Heard
 ) -> None:
