@@ -179,7 +179,7 @@ def test_a_running_agent_is_closed_and_its_partial_output_stays(stage: Stage, pa
 
 
 def test_how_soon_the_agents_of_cancelled_runs_are_closed(stage: Stage, patient: Worker, tmp_path: Path) -> None:
-    marks = [tmp_path / f"mark-{n}" for n in range(scaled(200))]
+    marks = [tmp_path / f"mark-{n}" for n in range(100 if LONG else 20)]
     runs = [stage.running("slow", mark) for mark in marks]
     took = []
     for n, (request_id, mark) in enumerate(zip(runs, marks, strict=True)):
