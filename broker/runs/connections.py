@@ -133,9 +133,10 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, AWAY) or (isinstance(error, RedisError) and _AWAY_WORDS.search(str(error)) is not None)
 
 
+# UNBLOCKED: a primary became a replica while somebody waited for its replicas.
 # Inside a script's error 6.2 has them after "-": "Error running script (call to f_…): @user_script:9: -OOM command …"
 _AWAY_WORDS = re.compile(
-    r"(?:^|: -?)(?:OOM|READONLY|LOADING|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|MISCONF|BUSY)\b"
+    r"(?:^|: -?)(?:OOM|READONLY|LOADING|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|NOREPLICAS|MISCONF|BUSY|UNBLOCKED)\b"
 )
 
 

@@ -26,11 +26,25 @@ class Sentinels:
         self._master = master
         self._kind = kind
         self._options = options
+        self._asking: asyncio.Task[list[Address]] | None = None
 
     async def primaries(self) -> list[Address]:
-        """Where the primary is said to be, what most Sentinels say first. All are asked at once, so that one that is
-        away holds nobody up. Raises ConnectionError where none knows it.
+        """Where the primary is said to be, what most Sentinels say first. Raises ConnectionError where none knows it.
+
+        Callers at the same time share the answer: after a failover all connect at once.
         """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_all())
+            self._asking.add_done_callback(self._asked)
+        return await asyncio.shield(self._asking)
+
+    def _asked(self, task: asyncio.Task[list[Address]]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # whoever waits for it hears of it
+
+    async def _ask_all(self) -> list[Address]:
+        """At once, so that one that is away holds nobody up."""
         asked = {asyncio.create_task(self._ask(node)) for node in self._nodes}
         votes: Counter[Address] = Counter()
         failures: list[str] = []
@@ -62,7 +76,7 @@ class Sentinels:
                 await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master)
                 answer: Any = await connection.read_response()
         except (RedisError, OSError, builtins.TimeoutError) as error:
-            return f"{node[0]}:{node[1]}: {error or 'no answer'}"
+            return f"{node[0]}:{node[1]}: {str(error) or 'no answer'}"
         finally:
             connection.abort()
             await connection.disconnect(nowait=True)

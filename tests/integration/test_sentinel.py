@@ -95,6 +95,23 @@ async def test_sentinels_that_are_gone_or_silent_keep_nobody_from_the_primary(tm
         paused.resume()
 
 
+async def test_who_connects_at_the_same_time_asks_the_sentinels_together(tmp_path: Path) -> None:
+    async with Sentinels(tmp_path) as sentinels:
+        first = sentinels.sentinels[0]
+
+        def connections() -> int:
+            count: int = first.ask("INFO", "stats")["total_connections_received"]
+            return count
+
+        redis = connect(sentinels.url, connections=10)
+        before = connections()
+        work = (redis.execute_command("BLPOP", "none", "0.3") for _ in range(10))  # type: ignore[no-untyped-call]
+        await asyncio.gather(*work)
+        assert len(named(sentinels.primary)) == 10
+        assert connections() - before < 5, "not by each of the ten; this test and other Sentinels ask as well"
+        await redis.aclose(close_connection_pool=True)
+
+
 async def test_a_name_that_no_sentinel_knows_is_an_error_that_says_so(tmp_path: Path) -> None:
     async with Sentinels(tmp_path) as sentinels:
         redis = connect(sentinels.url.replace("/main", "/other"), connections=1)
@@ -205,6 +222,28 @@ async def test_a_primary_that_came_back_as_a_replica_is_not_taken(tmp_path: Path
     finally:
         await redis.aclose(close_connection_pool=True)
         sentinel.kill()
+        server.close()
+
+
+@pytest.mark.parametrize("binary", [redis_binary(), redis_6_2()])
+async def test_who_waits_for_replicas_of_a_primary_that_is_demoted_is_told_that_redis_is_away(
+    tmp_path: Path, binary: str | None
+) -> None:
+    """Else the end of a run whose worker lives is given up, and another attempt writes a second one."""
+    if binary is None:
+        pytest.skip("no redis-server 6.2")
+    server = make_server(tmp_path / "server", binary=binary).start()
+    redis = connect(server.url, connections=1)
+    try:
+        await redis.set("a", 1)
+        waiting = asyncio.create_task(redis.execute_command("WAIT", 1, 4000))  # type: ignore[no-untyped-call]
+        await until(lambda: server.info("clients")["blocked_clients"] == 1)
+        server.ask("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(Exception, match=r".+") as caught:
+            await waiting
+        assert is_away(caught.value), caught.value
+    finally:
+        await redis.aclose(close_connection_pool=True)
         server.close()
 
 
