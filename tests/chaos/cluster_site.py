@@ -1,4 +1,4 @@
-"""The logs on a Cluster of three primaries with a replica each, the queue on a primary of its own."""
+"""The logs on a Cluster of three primaries with a replica each, the queue on a primary that three Sentinels watch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ _WATCH_SECONDS = 0.2
 
 
 class ClusterSite(Site):
-    def __init__(self, folder: Path, durability: str, *, sentinels: bool = False) -> None:
-        """`sentinels`: three of them watch the queue's primary."""
+    def __init__(self, folder: Path, durability: str) -> None:
         super().__init__(folder, durability)
         self.whole = asyncio.Lock()
         """Held while a slot moves, and until a primary is replaced: of a slot whose primary goes when the slot is
@@ -36,17 +35,12 @@ class ClusterSite(Site):
         """The most that were seen of a `gateway` to a node, of a `worker` to a node, and of all by a `node`."""
         self.moves = 0
         """Slots that were moved."""
-        self._sentinels = sentinels
 
     async def start_redis(self, parts: contextlib.AsyncExitStack) -> dict[str, Any]:
         self.cluster = await parts.enter_async_context(Cluster(self.folder / "cluster", password=PASSWORD))
-        if self._sentinels:
-            self.queue = await parts.enter_async_context(Sentinels(self.folder / "queue", password=PASSWORD))
-            queue_url = self.queue.url
-        else:
-            queue_url = self._launcher.redis().url
+        self.queue = await parts.enter_async_context(Sentinels(self.folder / "queue", password=PASSWORD))
         parts.callback(asyncio.create_task(self._watch()).cancel)
-        return {"redis_url": self.cluster.url, "queue_redis_url": queue_url}
+        return {"redis_url": self.cluster.url, "queue_redis_url": self.queue.url}
 
     async def _watch(self) -> None:
         while True:
@@ -79,9 +73,10 @@ async def redis_killed(site: ClusterSite, load: Load, chance: random.Random) -> 
         old = await _apart(site, load, chance)
         slots, at = await asyncio.to_thread(site.cluster.slots_of, old), load.history.now
         await asyncio.to_thread(old.kill)
-        await _replaced(site, load, Outage("killed", at, 0, slots), old)
+        new = await _replaced(site, load, Outage("killed", at, 0, slots), old)
     await asyncio.sleep(chance.uniform(0, 1))
     await site.cluster.start_again(old)
+    await site.cluster.replicate(old, new)
 
 
 async def redis_stopped(site: ClusterSite, load: Load, chance: random.Random) -> None:
@@ -90,10 +85,11 @@ async def redis_stopped(site: ClusterSite, load: Load, chance: random.Random) ->
         old = await _apart(site, load, chance)
         slots, at = await asyncio.to_thread(site.cluster.slots_of, old), load.history.now
         site.cluster.pause(old)
-        await _replaced(site, load, Outage("stopped", at, 0, slots), old)
+        new = await _replaced(site, load, Outage("stopped", at, 0, slots), old)
     await asyncio.sleep(chance.uniform(0, 1))
     site.cluster.resume(old)
     await site.cluster.until_whole()
+    await site.cluster.replicate(old, new)
 
 
 async def _apart(site: ClusterSite, load: Load, chance: random.Random) -> RedisServer:
@@ -105,11 +101,13 @@ async def _apart(site: ClusterSite, load: Load, chance: random.Random) -> RedisS
     return old
 
 
-async def _replaced(site: ClusterSite, load: Load, outage: Outage, old: RedisServer) -> None:
+async def _replaced(site: ClusterSite, load: Load, outage: Outage, old: RedisServer) -> RedisServer:
+    """Returns the other one, when the whole Cluster takes it for the primary."""
     assert outage.slots
     new = await site.cluster.until_failed_over(min(outage.slots), old)
     site.outages.append(replace(outage, over_at=load.history.now))
     await asyncio.to_thread(new.unite, PASSWORD)
+    return new
 
 
 async def slots_moved(site: ClusterSite, load: Load, chance: random.Random) -> None:
@@ -149,5 +147,5 @@ async def queue_stopped(site: ClusterSite, load: Load, chance: random.Random) ->
     await site.queue.until_replicated()
 
 
-REDIS: tuple[Fault[ClusterSite], ...] = (slots_moved,)
+REDIS: tuple[Fault[ClusterSite], ...] = (slots_moved, queue_killed, queue_stopped)
 LOSSES: tuple[Fault[ClusterSite], ...] = (redis_killed, redis_stopped)

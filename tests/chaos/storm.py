@@ -77,8 +77,9 @@ CLIENTS: tuple[Fault[Site], ...] = (run_cancelled, run_erased)
 async def storm(
     site: S, faults: Collection[Fault[S]], seed: int, *, seconds: float = STORM_SECONDS, plan: Plan = PLAN
 ) -> Report:
-    """One storm of `faults` under a load; its history is a file in the site's folder. Each fault comes once before any
-    comes again."""
+    """One storm of `faults` under a load, for so many seconds and until each has come; none comes twice
+    before all have come. Its history is a file in the site's folder.
+    """
     chance = random.Random(seed)
     urls = [gateway.url for gateway in site.gateways]
     site.begin()
@@ -86,12 +87,14 @@ async def storm(
         ends = time.monotonic() + seconds
         under_way: dict[str, asyncio.Task[None]] = {}
         cards: list[Fault[S]] = []
-        while time.monotonic() < ends and not load.done:
+        missing = set(faults)
+        while (time.monotonic() < ends or missing) and not load.done:
             await asyncio.sleep(chance.uniform(0.2, 2))
             cards = cards or chance.sample(list(faults), len(faults))
             fault = next((card for card in cards if _is_free(under_way.get(_part(card)))), None)
             if fault is not None:
                 cards.remove(fault)
+                missing.discard(fault)
                 load.history.fault(fault.__name__)
                 under_way[_part(fault)] = asyncio.create_task(fault(site, load, chance))
         await asyncio.gather(*under_way.values())

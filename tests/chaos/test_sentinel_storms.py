@@ -17,8 +17,8 @@ from tests.kit.load import Plan
 from tests.kit.scale import scaled
 from tests.kit.tls import make_certificates
 
-PLAN = Plan(runs=12, readers=3, count=100, pause=0.04, spread=5, silence=6, limit=90)
-SECONDS = 6.0
+PLAN = Plan(runs=10, readers=3, count=60, pause=0.04, spread=4, silence=6, limit=90)
+SECONDS = 4.0
 
 
 async def storms(site: SentinelSite, faults: Sequence[Fault[SentinelSite]], count: int) -> None:
@@ -31,24 +31,20 @@ async def storms(site: SentinelSite, faults: Sequence[Fault[SentinelSite]], coun
         report = await storm(site, chosen, seed, seconds=SECONDS, plan=replace(PLAN, name=f"{n}-"))
         print(report)
         assert report.sound, report
+        assert report.outages
         recoveries.add(report.recoveries)
     print(f"{site.durability}: {recoveries}")
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("durability", "faults"),
-    [("fast", (redis_killed, redis_stopped)), ("replicated", (redis_stopped, redis_killed))],
-    ids=["fast", "replicated"],
-)
-async def test_after_a_failover_all_readers_agree_with_the_log(
-    durability: str, faults: Sequence[Fault[SentinelSite]], tmp_path: Path
-) -> None:
-    async with SentinelSite(tmp_path, durability) as site:
-        await storms(site, faults, scaled(10))
+async def test_after_a_failover_all_readers_agree_with_the_log(tmp_path: Path) -> None:
+    async with SentinelSite(tmp_path, "fast") as site:
+        await storms(site, (redis_killed, redis_stopped), scaled(10))
 
 
-async def test_the_same_over_tls(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+async def test_after_a_failover_no_run_is_lost_that_was_on_a_replica(tmp_path: Path) -> None:
+    """Over TLS."""
     certificates = make_certificates(tmp_path / "certificates")
     async with SentinelSite(tmp_path, "replicated", certificates) as site:
-        await storms(site, [redis_killed], 1)
+        await storms(site, (redis_stopped, redis_killed), scaled(10))

@@ -21,6 +21,7 @@ from tests.kit.cluster import Cluster
 from tests.kit.http import Client
 from tests.kit.processes import wait_for
 from tests.kit.redis_server import RedisServer
+from tests.kit.scale import LONG
 
 SETTINGS: dict[str, Any] = {"lease_seconds": 2, "heartbeat_seconds": 1, "grace_seconds": 1}
 STEPS: dict[str, Any] = {"agent": "steps", "parameters": {"count": 100, "every": 10, "pause": 0.1}}
@@ -51,7 +52,7 @@ def come_back(cluster: Cluster, server: RedisServer, how: str) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", ["stopped", "killed"] if LONG else ["stopped"])
 def test_a_shard_that_is_away_is_no_matter_to_the_runs_of_the_others(
     launch: Launcher, cluster: Cluster, how: str
 ) -> None:

@@ -249,6 +249,13 @@ class Cluster:
         await asyncio.to_thread(server.start)
         await self.until_whole(seconds)
 
+    async def replicate(self, replica: RedisServer, primary: RedisServer) -> None:
+        """One that has come back is a replica of whoever took its last slot. After moves that may be another shard's
+        primary, and then its own has none.
+        """
+        await asyncio.to_thread(replica.ask, "CLUSTER", "REPLICATE", self._ids[primary])
+        await self.until_whole()
+
     async def fail_over(self, slot: int) -> RedisServer:
         """By hand: the primary lives, hands over without a loss, and is a replica then. Returns it."""
         old = await asyncio.to_thread(self.owner, slot)
