@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 
 from broker.events import AGENT, Error, Event, Final, Token, dumps
 from broker.ids import EventId
-from broker.runs.record import FINISHED
 from broker.runs.scripts import Answer, Lease
 from worker.agent import Agent, Checkpoint, Run
 from worker.publisher import Publisher, Stopped
@@ -200,8 +199,8 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
         reply = stopped.reply
         if reply.answer is Answer.LOST:
             return Outcome(LOST, driver.count)
-        closed = reply.status in FINISHED or reply.status == "erased"
-        return Outcome(reply.status if closed else reply.answer.lower(), driver.count)
+        told = reply.status in ("cancelled", "erased")
+        return Outcome(reply.status if told else reply.answer.lower(), driver.count)
     finally:
         await publisher.close(publishing)
         await _close(run, driver, driving)
