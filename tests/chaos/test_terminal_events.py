@@ -170,10 +170,10 @@ def doomed(
     *,
     before: bool,
 ) -> Worker:
-    """A worker that is killed at the `nth` of its commands to Redis that match."""
+    """A worker that is killed at the `nth` of its commands to Redis that match. It takes one run after the other."""
     born = Future[Worker]()
     proxy.strike(nth, lambda: born.result(20).signal(signal.SIGKILL), matches=matches, before=before)
-    worker = launch.worker(proxy.url, lease_seconds=LEASE)
+    worker = launch.worker(proxy.url, lease_seconds=LEASE, max_jobs=1)
     born.set_result(worker)
     return worker
 
@@ -200,8 +200,10 @@ def test_a_run_that_loses_every_worker_between_its_job_and_its_claim_ends(fleet:
     assert reasons(log) == ["not_started"]
 
 
-REPEATED = {b"TIME", b"INFO", b"ZRANGEBYSCORE", b"SCAN", b"DBSIZE", b"AUTH", b"CLIENT", b"SELECT"}
-"""What a worker sends also when it has nothing to do."""
+READS = {b"TIME", b"INFO", b"ZRANGEBYSCORE", b"SCAN", b"DBSIZE", b"HMGET", b"EXISTS", b"ZSCORE", b"CLIENT"}
+"""They change nothing, and a worker sends most of them also when it has nothing to do."""
+MOST_WRITES = 30
+"""About what a run of four tokens takes, from the first look at its job to the last trace of it."""
 
 
 def test_a_worker_that_dies_between_any_two_commands_leaves_no_run_without_its_one_end(
@@ -209,12 +211,12 @@ def test_a_worker_that_dies_between_any_two_commands_leaves_no_run_without_its_o
 ) -> None:
     """Taking, claim, appends, ends; and as a reaper: fence, enqueue, closing."""
     runs, died = list[str](), 0
-    moments = [(nth, before) for nth in range(1, 41) for before in (False, True)]
+    moments = [(nth, before) for nth in range(1, MOST_WRITES + 1) for before in (False, True)]
     chance.shuffle(moments)
     for nth, before in moments if LONG else moments[:5]:
-        runs += [fleet.submit("steps", count=4, every=2, pause=0.01) for _ in range(4)]
+        runs.append(fleet.submit("steps", count=4, every=2, pause=0.01))
         with Proxy(fleet.redis.port) as proxy:
-            victim = doomed(proxy, launch, nth, lambda command: command[0].upper() not in REPEATED, before=before)
+            victim = doomed(proxy, launch, nth, lambda command: command[0].upper() not in READS, before=before)
             deadline = time.monotonic() + 2 * LEASE
             while not dead(victim) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -230,7 +232,37 @@ def test_a_worker_that_dies_between_any_two_commands_leaves_no_run_without_its_o
         assert run["status"] == "completed" or run["error"]["code"] == "worker_lost"
         ends[f"{run['status']} in attempt {run['attempt']}"] += 1
     print(f"{died} workers were killed at a command; {dict(ends)}")
-    assert died > 0
+    assert not LONG or len(ends) > 1, "no kill has hit a run"
+
+
+REAPING = [("fence", False), ("fence", True), ("requeue", False), ("requeue", True), ("close", False), ("close", True)]
+
+
+@pytest.mark.parametrize(("deed", "before"), REAPING if LONG else REAPING[:1])
+def test_a_reaper_that_dies_half_way_is_followed_by_another(
+    fleet: Fleet, launch: Launcher, deed: str, before: bool
+) -> None:
+    """Killed as it takes a run from a lost worker, enqueues one whose job is lost, or ends one without attempts."""
+    lost = launch.worker(fleet.redis.url, lease_seconds=LEASE)
+    runs = [fleet.submit("steps", count=20, pause=0.02) for _ in range(5)]
+    fleet.until_running(runs)
+    lost.signal(signal.SIGKILL)
+    lost.wait()
+    if deed == "close":
+        for request_id in runs:
+            fleet.direct.hset(keys.run(request_id), "fails", "2")
+    jobless = [fleet.submit("echo") for _ in range(5)] if deed == "requeue" else []
+    fleet.direct.delete(keys.QUEUE)
+    with Proxy(fleet.redis.port) as proxy:
+        victim = doomed(proxy, launch, 1, calls(deed), before=before)
+        fleet.look_now(jobless)
+        wait_for(lambda: dead(victim))
+    launch.worker(fleet.redis.url, lease_seconds=LEASE)
+    fleet.until_reaped(runs + jobless)
+    for request_id in runs + jobless:
+        run, log = fleet.ended(request_id)
+        assert run["status"] == ("failed" if deed == "close" else "completed")
+        assert reasons(log) == ["started", "worker_lost"][: 1 if request_id in jobless else 2]
 
 
 # -- who else wants to end it --------------------------------------------------------------------------------

@@ -65,17 +65,19 @@ def gap(fleet: Fleet, request_id: str) -> float:
 def test_runs_that_end_in_the_grace_period_end_and_the_others_go_on_elsewhere_at_once(
     fleet: Fleet, launch: Launcher
 ) -> None:
-    draining = launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=1.5)
+    draining, other = (launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=1.5) for _ in range(2))
+    other.signal(signal.SIGSTOP)  # so that it takes none of them yet
     ending = [fleet.submit("steps", count=20, pause=0.02) for _ in range(8)]
     saving = [fleet.submit("steps", count=140, pause=0.02, every=EVERY) for _ in range(8)]
     starting_again = [fleet.submit("steps", count=100, pause=0.02) for _ in range(4)]
     silent = [fleet.submit("steps", count=1, pause=2) for _ in range(4)]
     runs = ending + saving + starting_again + silent
     fleet.until_running(ending + saving, events=5)
-    other = launch.worker(fleet.redis.url, lease_seconds=NEVER)
     with ThreadPoolExecutor(len(saving)) as pool:
         gaps = [pool.submit(gap, fleet, request_id) for request_id in saving]
-        assert draining.stop() == 0
+        draining.signal(signal.SIGTERM)
+        other.signal(signal.SIGCONT)
+        assert draining.wait() == 0
         assert set(fleet.statuses(ending)) == {"completed"}
         told = [one.result(30) for one in gaps]
     fleet.until_ended(runs)
@@ -158,12 +160,14 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_lease_gives_its_runs_back
 
 @pytest.mark.skipif(not LONG, reason="takes the five seconds in which an agent may close")
 def test_a_stubborn_agent_holds_up_its_own_run_only(fleet: Fleet, launch: Launcher) -> None:
-    draining = launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=0)
+    draining, other = (launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=0) for _ in range(2))
+    other.signal(signal.SIGSTOP)  # so that it takes none of them yet
     stubborn = fleet.submit("stubborn")
     runs = [fleet.submit("steps", count=30, pause=0.02, every=EVERY) for _ in range(5)]
     fleet.until_running([*runs, stubborn])
-    launch.worker(fleet.redis.url, lease_seconds=NEVER)
-    assert draining.stop() == 0
+    draining.signal(signal.SIGTERM)
+    other.signal(signal.SIGCONT)
+    assert draining.wait() == 0
     [*others, last] = [line["request_id"] for line in draining.logged("run handed over")]
     assert (set(others), last) == (set(runs), stubborn)
     fleet.until_ended(runs)
