@@ -46,6 +46,8 @@ def fill(server: RedisServer, count: int) -> None:
     with server.client() as client:
         for n in range(count):
             client.eval("redis.call('XADD', KEYS[1], '1-' .. ARGV[1], 'n', ARGV[1])", 1, "log", str(n + 1))
+        # While it waits for the disk, a server holds back what it has confirmed, for up to two seconds.
+        wait_for(lambda: client.info("persistence")["aof_buffer_length"] == 0)
 
 
 def length(server: RedisServer) -> int:

@@ -158,7 +158,7 @@ async def test_a_deadline_further_ahead_than_a_lease_is_set_back(redis: Redis, s
     """PROTOCOL 4.7: as of a clock that was set back. Then it is a lease like any other."""
     worker = await start()
     lease = await expired(redis, scripts)
-    await put(redis, lease.request_id, deadline=now_ms() + HOUR)
+    await put(redis, lease.request_id, deadline=now_ms() + HOUR, lease=LEASE_MS)
     await worker.look()
     assert int(await field(redis, lease.request_id, "deadline")) <= now_ms() + LEASE_MS
     assert not worker.reaper.counts
