@@ -122,9 +122,9 @@ async def set_the_clock(launch: Launcher, clock: Clock, server: RedisServer, lea
     gateway = launch.gateway(server.url, **settings(lease))
     doomed = launch.worker(server.url, **settings(lease), max_jobs=1)
     async with Api(gateway.url) as api:
-        lost = await api.running("its worker dies", "steps", count=80, pause=0.05, every=1)
+        lost = await api.running("its worker dies", "steps", count=240, pause=0.05, every=1)
         launch.worker(server.url, **settings(lease))
-        kept = await api.running("goes on", "tokens", count=150, pause=0.05)
+        kept = await api.running("goes on", "tokens", count=300, pause=0.05)
         await asyncio.sleep(lease)
         clock.set(3600)
         await asyncio.sleep(lease)
