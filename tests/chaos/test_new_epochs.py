@@ -38,7 +38,7 @@ async def test_after_a_promotion_new_epochs_wait_and_appends_go_on(launch: Launc
     gateway = launch.gateway(pair.url, **settings(lease))
     doomed = launch.worker(pair.url, **settings(lease), max_jobs=1)
     async with Api(gateway.url) as api:
-        lost = await api.running("its worker dies", "steps", count=60, pause=0.05, every=1)
+        lost = await api.running("its worker dies", "steps", count=200, pause=0.05, every=1)
         launch.worker(pair.url, **settings(lease))
         going, stopped = [await api.running(f"{n}", "tokens", count=10_000, pause=0.05) for n in range(2)]
         with Client(gateway.url) as client:

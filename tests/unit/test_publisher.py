@@ -478,6 +478,8 @@ async def test_whatever_is_taken_whenever_the_log_is_in_the_end_what_was_put(wri
             await writing.redis.hdel(keys.run(writing.request_id), "checkpoint_id", "checkpoint")  # type: ignore[misc]
         writing.publisher.renew()
         proxy.resume()
+    put += ["the last"]
+    await writing.put("the last")  # a publisher that has nothing to write does not yet know what was lost
     entries = await writing.finish()
     check_log(entries, finished=False)
     assert texts(entries) == put
