@@ -99,8 +99,7 @@ def check_all_end(fleet: Fleet, submits: Submits, chance: random.Random) -> None
     submits.repeat(str(fleet.client.base_url), left[::2])
     runs = fleet.all_runs()
     assert set(submits.told.values()) <= set(runs)
-    fleet.look_now(runs)
-    fleet.until_ended(runs)
+    fleet.until_reaped(runs)
     for request_id in runs:
         run, _ = fleet.ended(request_id)
         assert run["status"] == "completed", run

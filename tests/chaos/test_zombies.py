@@ -20,7 +20,7 @@ from tests.kit.fleet import Fleet, check_resumed, check_steps, reasons, steps
 from tests.kit.http import Client
 from tests.kit.processes import Worker, wait_for
 from tests.kit.proxy import Proxy
-from tests.kit.scale import scaled
+from tests.kit.scale import LONG, scaled
 
 LEASE = 1.5
 EVERY = 10
@@ -119,6 +119,7 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease_changes_nothing_any
     assert zombie.logged("run ended", request_id=again, outcome="final")
 
 
+@pytest.mark.skipif(not LONG, reason="to Redis it is what a stopped worker is")
 def test_a_worker_whose_link_stands_still_is_fenced_also_with_an_end_under_way(
     fleet: Fleet, launch: Launcher, chance: random.Random
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_worker_that_was_fenced_takes_its_own_runs_again_where_nobody_else_has
     assert [line["request_id"] for line in full.logged("run started")] == [occupying]
 
 
+@pytest.mark.skipif(not LONG, reason="waits until the reapers are not patient any more")
 def test_a_stop_shorter_than_the_lease_costs_no_attempt(fleet: Fleet, launch: Launcher, chance: random.Random) -> None:
     lease = 2.0
     workers = [launch.worker(fleet.redis.url, lease_seconds=lease) for _ in range(2)]
@@ -192,16 +194,16 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease_revives_its_runs_wh
 ) -> None:
     """PROTOCOL 4.5: an expired lease refuses nothing. Its own reaper must not be faster than its renewals."""
     worker = launch.worker(fleet.redis.url, lease_seconds=LEASE)
-    writing = [fleet.submit("steps", count=100, pause=0.02) for _ in range(10)]
-    silent = [fleet.submit("steps", count=2, pause=1.5) for _ in range(60)]
-    fleet.until_running(writing + silent)
     for _ in range(scaled(10)):
+        writing = [fleet.submit("steps", count=100, pause=0.02) for _ in range(10)]
+        silent = [fleet.submit("steps", count=2, pause=1.5) for _ in range(60)]
+        fleet.until_running(writing + silent)
         time.sleep(0.5 * chance.random())
         with stopped(worker):
             time.sleep(1.5 * LEASE)
-    fleet.until_ended(writing + silent)
-    for request_id in writing + silent:
-        run, log = fleet.ended(request_id)
-        assert (run["status"], reasons(log)) == ("completed", ["started"])
-        check_steps(log, 100 if request_id in writing else 2)
+        fleet.until_ended(writing + silent)
+        for request_id in writing + silent:
+            run, log = fleet.ended(request_id)
+            assert (run["status"], reasons(log)) == ("completed", ["started"])
+            check_steps(log, 100 if request_id in writing else 2)
     assert not worker.logged("reaped")

@@ -216,11 +216,10 @@ async def steps(run: Run) -> Events:
 
 
 async def kills(run: Run) -> Events:
-    """Kills its worker, as an agent that takes all memory does, in the first `times` attempts."""
+    """Kills its worker, as an agent that takes all memory does."""
     yield Token(text=f"{run.attempt} ")
-    if run.attempt <= run.parameters.get("times", 100):
-        await asyncio.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def numbered(run: str, n: int) -> str:
