@@ -70,9 +70,25 @@ class Settings(BaseSettings):
     agents: CommaSeparated = Field((), description="Agents beside the built-in ones: `name=module:function`, …")
     default_agent: str = Field("research", description="The agent of a submit that names none.")
     docs: Path | None = Field(None, description="The folder that `research` reads.")
+
+    model: str | None = Field(None, description="The model that `chat` and `research` ask; OPENAI_BASE_URL is where.")
+    models: CommaSeparated = Field((), description="Models that a run may choose instead; `*` is any. None by default.")
+    model_api: Literal["auto", "completions", "responses"] = Field(
+        "auto", description="`auto`: Responses where the server has it, else Chat Completions."
+    )
+    model_stall_seconds: float = Field(120, gt=0, description="A model that sends nothing for this long has failed.")
+    system_prompt: str | None = Field(None, description="What `chat` tells the model first.")
+    tools: CommaSeparated = Field((), description="Modules with tools for `chat`: `module`, …")
+    tool_seconds: float = Field(30, gt=0, description="How long a tool may take that names no limit of its own.")
+    max_rounds: int = Field(10, ge=1, description="How often a run may ask the model, tool calls between.")
+    history_tokens: int = Field(
+        8000, ge=0, description="The most of a session's earlier runs that `chat` tells the model."
+    )
+    agent_processes: int = Field(0, ge=0, le=64, description="Processes that agents run in; 0: in the worker itself.")
+
     cors_origins: CommaSeparated = Field((), description="Origins of web pages that may call; none by default.")
 
-    @field_validator("jwt_algorithms", "agents", "cors_origins", mode="before")
+    @field_validator("jwt_algorithms", "agents", "models", "tools", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

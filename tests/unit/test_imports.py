@@ -35,7 +35,7 @@ ONLY_IN = {
     "starlette": ("broker/gateway/",),
     "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py"),
     "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),
-    "openai": ("worker/agents/",),
+    "openai": ("worker/models/",),
     "redis": ("broker/runs/", "broker/gateway/", "worker/", "broker/demo.py", "broker/embedded.py"),
     "hiredis": ("broker/runs/link.py", "broker/runs/subscriber.py"),
     "fakeredis": ("broker/runs/connections.py", "broker/demo.py", "broker/together.py", "broker/embedded.py"),

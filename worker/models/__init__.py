@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible servers: one interface, whichever API the server has."""
