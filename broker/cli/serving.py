@@ -1,9 +1,8 @@
-"""The command `broker`."""
+"""The commands that run the service: serve, worker, token, demo."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,20 +10,10 @@ from typing import Any
 
 import click
 
-from broker import __version__, logs, settings
-from broker.errors import BrokerError
+from broker import logs, settings
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="broker")
-def cli() -> None:
-    """Runs of AI agents that outlive their connections.
-
-    Settings are BROKER_… environment variables; docs/settings.md is their table.
-    """
-
-
-@cli.command()
+@click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="Gateways that share it.")
@@ -46,7 +35,7 @@ def serve(host: str, port: int, processes: int, fd: int | None) -> None:
     sys.exit(serve_gateway(loaded, host=host, port=port, fd=fd))
 
 
-@cli.command()
+@click.command()
 def worker() -> None:
     """Run a worker: it takes runs off the queue and executes their agents."""
     from worker.main import serve as serve_worker
@@ -57,7 +46,7 @@ def worker() -> None:
     sys.exit(_run(serve_worker(loaded)))
 
 
-@cli.command()
+@click.command()
 @click.option("--sub", required=True, help="Whose runs the token opens: its `sub`.")
 @click.option("--tenant", help="The tenant; the subject where there is none.")
 @click.option("--ttl", default=3600, show_default=True, type=click.IntRange(1), help="Life in seconds.")
@@ -70,7 +59,7 @@ def token(sub: str, tenant: str | None, ttl: int, scope: tuple[str, ...]) -> Non
     click.echo(mint(loaded, subject=sub, tenant=tenant, ttl=ttl, scopes=scope))
 
 
-@cli.command()
+@click.command()
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Documents to search.")
 def demo(port: int, docs: Path | None) -> None:
@@ -93,23 +82,3 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
-
-
-def main() -> None:
-    """Errors are one line, without a traceback. Exit codes: 0, 1 for an error, 2 for wrong usage."""
-    if os.environ.get("BROKER_DEBUG"):
-        cli()
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokerError as error:
-        click.echo(f"broker: {error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
