@@ -32,8 +32,8 @@ PROCESS = {"broker.logs", "broker.supervisor"}
 
 ONLY_IN = {
     "arq": ("broker/runs/queue.py", "worker/jobs.py"),
-    "starlette": ("broker/gateway/",),
-    "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py"),
+    "starlette": ("broker/gateway/", "broker/model_stub.py"),
+    "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py", "broker/model_stub.py"),
     "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),
     "openai": ("worker/models/",),
     "redis": ("broker/runs/", "broker/gateway/", "worker/", "broker/demo.py", "broker/embedded.py"),
