@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from broker.events import TERMINAL, Entry
 from broker.ids import EventId
@@ -18,13 +18,25 @@ class Rewind(NamedTuple):
     resume_from: EventId
 
 
+class _Numbered(Protocol):
+    @property
+    def id(self) -> EventId: ...
+
+
+N = TypeVar("N", bound=_Numbered)
+
+
+def rewind(kept: list[N], resume_from: EventId) -> None:
+    """Drops what is above `resume_from` from the end of `kept`, whose ids rise."""
+    del kept[bisect_right(kept, resume_from, key=lambda entry: entry.id) :]
+
+
 def fold(entries: Iterable[Entry]) -> list[Entry]:
     """The surviving entries, `attempt` entries left out."""
     kept: list[Entry] = []
     for entry in entries:
         if entry.type == "attempt":
-            resume_from = EventId.parse(json.loads(entry.data)["resume_from"])
-            del kept[bisect_right(kept, resume_from, key=lambda e: e.id) :]
+            rewind(kept, EventId.parse(json.loads(entry.data)["resume_from"]))
         else:
             kept.append(entry)
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -22,8 +23,9 @@ MAY_IMPORT = {
     "runs": {"pure", "runs"},
     "gateway": {"pure", "runs", "gateway", "process"},
     "worker": {"pure", "runs", "worker"},
+    "client": {"pure", "client"},
     "process": {"pure", "process"},
-    "wiring": {"pure", "runs", "gateway", "worker", "process", "wiring"},
+    "wiring": {"pure", "runs", "gateway", "worker", "client", "process", "wiring"},
 }
 """Which layers each layer may import. Gateway and worker never import each other: Redis is all they share."""
 
@@ -55,6 +57,9 @@ NOT_IN_RUNS = {"http", "httpx", "starlette", "uvicorn", "urllib", "jwt", "asgire
 NOT_IN_PURE = {
     "asyncio", "socket", "redis", "httpx", "starlette", "uvicorn", "arq", "jwt", "subprocess", "threading", "logging"
 }  # fmt: skip
+
+CLIENT_IO = {"broker.client.sync", "broker.client.aio", "broker.client.transport"}
+"""The shells; the rest of the client is as pure as PURE."""
 
 
 @cache
@@ -109,7 +114,7 @@ def layer(name: str) -> str:
         return "pure"
     if name in PROCESS:
         return "process"
-    for prefix in ("broker.runs", "broker.gateway", "worker"):
+    for prefix in ("broker.runs", "broker.gateway", "broker.client", "worker"):
         if name == prefix or name.startswith(prefix + "."):
             return prefix.removeprefix("broker.")
     return "wiring"
@@ -165,7 +170,10 @@ def test_runs_knows_nothing_of_http(name: str) -> None:
     assert not found & NOT_IN_RUNS
 
 
-@pytest.mark.parametrize("name", sorted(PURE))
+SANS_IO = sorted({name for name in files() if layer(name) == "client"} - CLIENT_IO - {"broker.client"})
+
+
+@pytest.mark.parametrize("name", sorted(PURE) + SANS_IO)
 def test_the_pure_modules_do_no_io(name: str) -> None:
     assert not {target.partition(".")[0] for target in imports(name)} & NOT_IN_PURE
     calls = {
@@ -174,6 +182,18 @@ def test_the_pure_modules_do_no_io(name: str) -> None:
     assert not calls & {"open", "print", "input"}
     asynchronous = [node for node in ast.walk(tree(name)) if isinstance(node, (ast.AsyncFunctionDef, ast.Await))]
     assert not asynchronous
+
+
+def test_a_program_that_uses_the_client_needs_nothing_of_the_service() -> None:
+    """Nor does it wait for its libraries: a command line begins with this import."""
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, broker.client; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy = {"redis", "starlette", "uvicorn", "arq", "jwt", "openai", "worker", "pydantic_settings"}
+    assert not {name.partition(".")[0] for name in said.stdout.split()} & heavy
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

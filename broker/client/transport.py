@@ -1,0 +1,73 @@
+"""What both clients need of httpx."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from broker.client.calls import Answer, Call, run_path
+from broker.client.site import Site
+from broker.client.tail import Broken, Tail
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+def options(site: Site) -> dict[str, Any]:
+    """Of an httpx client. As many connections as there are streams; a redirect would carry the token elsewhere."""
+    return {
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        "timeout": httpx.Timeout(site.timeout),
+        "follow_redirects": False,
+        "verify": site.url.startswith("https:"),  # over plain HTTP the certificates need not be read
+    }
+
+
+def request(site: Site, call: Call[Any], headers: dict[str, str]) -> dict[str, Any]:
+    """Arguments of an httpx client's `request`."""
+    return {
+        "method": call.method,
+        "url": site.url + call.path,
+        "params": dict(call.params) or None,
+        "content": call.content,
+        "headers": {**site.headers(), **headers},
+        "timeout": httpx.Timeout(site.timeout, read=site.timeout + call.held),
+    }
+
+
+def stream(site: Site, tail: Tail, silence: float) -> dict[str, Any]:
+    """Arguments of an httpx client's `stream`, for the tail's next connection."""
+    return {
+        "method": "GET",
+        "url": f"{site.url}{run_path(tail.request_id)}/stream",
+        "headers": {**site.headers(), **tail.headers()},
+        "timeout": httpx.Timeout(site.timeout, read=silence),
+    }
+
+
+def opened(response: httpx.Response) -> Answer:
+    """An answer without its body, where that is the stream."""
+    body = b"" if response.status_code == 200 else response.content
+    return Answer(response.status_code, _headers(response), body)
+
+
+def answer(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, _headers(response), response.content)
+
+
+def _headers(response: httpx.Response) -> dict[str, str]:
+    return {name.lower(): text for name, text in response.headers.items()}
+
+
+def sent(error: httpx.RequestError) -> bool:
+    """Whether the service may have received the request."""
+    return not isinstance(error, _NEVER_SENT)
+
+
+def cause(error: httpx.RequestError | Broken) -> str:
+    """What happened, for a person."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, httpx.ReadTimeout):
+        return "nothing came for too long"
+    return str(error) or type(error).__name__
