@@ -175,7 +175,7 @@ def test_every_variable_is_a_setting_and_every_value_is_acceptable(where: str, m
     assert ENVIRONMENTS[where].keys() <= known
     found = loaded(monkeypatch, where)
     if COMMANDS[where][0] == "serve":
-        context = cli.serve.make_context("serve", COMMANDS[where][1:])
+        context = cli.cli.commands["serve"].make_context("serve", COMMANDS[where][1:])
         found.check_serving(context.params["host"])
 
 
@@ -343,7 +343,7 @@ def test_no_proxy_sends_a_post_twice() -> None:
 
 
 def port_of(command: list[str]) -> int:
-    port: int = cli.serve.make_context("serve", command[1:]).params["port"]
+    port: int = cli.cli.commands["serve"].make_context("serve", command[1:]).params["port"]
     return port
 
 
