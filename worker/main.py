@@ -10,12 +10,14 @@ import signal
 from broker.runs import keys
 from broker.runs.connections import connect
 from broker.runs.subscriber import Subscriber
+from broker.runs.workers import Workers
 from broker.settings import Settings
 from worker.agent import Agent
 from worker.agents import load
 from worker.attempt import left_behind
 from worker.jobs import Jobs
 from worker.parts import make_parts
+from worker.presence import Presence
 from worker.reaper import Reaper
 from worker.runner import Runner
 
@@ -49,6 +51,12 @@ class Worker:
             on_reset=lambda _: self._jobs.ring(),
             channels=[keys.DOORBELL],
         )
+        self._presence = Presence(
+            Workers(self._parts.queue.redis),
+            agents=self._runner.agent_names,
+            max_jobs=settings.max_jobs,
+            running=lambda: self._jobs.running,
+        )
         self._stopping = asyncio.Event()
         self._killed = asyncio.Event()
 
@@ -69,6 +77,7 @@ class Worker:
                 self._parts.closings.run(),
                 self._reaper.run(),
                 self._runner.keep_index(),
+                self._presence.run(),
             )
         ]
         logger.info("worker started", extra={"agents": self._runner.agent_names, "max_jobs": self._settings.max_jobs})
@@ -79,6 +88,7 @@ class Worker:
         for task in background:
             task.cancel()
         await asyncio.wait(background)
+        await self._presence.leave()
         await self._runner.close()
         await self._doorbell.close()
         await self._parts.close()

@@ -10,6 +10,7 @@ QUEUE = "sb:queue"
 DOORBELL = "sb:doorbell"
 LEASES = "sb:leases"
 PRIMARIES = "sb:server"
+WORKERS = "sb:workers"
 
 
 def run(request_id: str) -> str:
@@ -38,6 +39,11 @@ def beside(key: str) -> str:
 def request_id_of(channel_name: str) -> str:
     """The run of a `channel` or `control`."""
     return channel_name[4:36]
+
+
+def worker(worker_id: str) -> str:
+    """What a worker says of itself."""
+    return f"sb:worker:{worker_id}"
 
 
 def _digest(*parts: str) -> str:

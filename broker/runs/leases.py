@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from broker.ids import REQUEST_ID
 from broker.runs import keys
+from broker.runs.clock import now_ms
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,14 @@ class Leases:
 
     async def due(self, limit: int) -> Due:
         """At most `limit`, the longest due first. What is not the name of a run is removed, or it would stay first."""
-        seconds, micros = await self._redis.time()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        found = await self._redis.zrangebyscore(keys.LEASES, "-inf", now_ms, start=0, num=limit)
+        now = await now_ms(self._redis)
+        found = await self._redis.zrangebyscore(keys.LEASES, "-inf", now, start=0, num=limit)
         names = {member: member.decode("ascii", "replace") for member in found}
         foreign = [member for member, name in names.items() if not REQUEST_ID.fullmatch(name)]
         if foreign:
             logger.warning("what is no run was removed from the index", extra={"members": repr(foreign)})
             await self._redis.zrem(keys.LEASES, *foreign)
-        return Due([name for member, name in names.items() if member not in foreign], now_ms)
+        return Due([name for member, name in names.items() if member not in foreign], now)
 
     async def remove(self, request_ids: Iterable[str]) -> None:
         if members := list(request_ids):

@@ -143,6 +143,23 @@ def test_no_run_is_lost_while_workers_take_turns(stage: Stage, launch: Launcher)
         assert [entry.type for entry in log] == ["start", "attempt", "final"]
 
 
+def test_a_worker_says_that_it_is_there_until_it_ends(stage: Stage, launch: Launcher) -> None:
+    """PROTOCOL 4.8."""
+
+    def said() -> list[dict[str, Any]]:
+        names = stage.direct.zrange(keys.WORKERS, 0, -1)
+        assert isinstance(names, list)
+        return [json.loads(text) for name in names if (text := stage.direct.get(keys.worker(name.decode())))]  # type: ignore[arg-type]
+
+    worker = launch.worker(stage.redis.url, max_jobs=7)
+    wait_for(lambda: bool(said()))
+    [info] = said()
+    assert (info["pid"], info["max_jobs"]) == (worker.pid, 7)
+    assert {"echo", "research"} <= set(info["agents"])
+    assert worker.stop() == 0
+    assert stage.direct.keys("sb:worker*") == []
+
+
 # -- slots and order -----------------------------------------------------------------------------------------
 
 
