@@ -16,7 +16,7 @@ from broker.events import (
     ToolCall,
     ToolResult,
 )
-from worker.agent import Agent, Checkpoint, Run
+from worker.agent import Agent, Checkpoint, Run, Turn
 
 __all__ = [
     "Agent",
@@ -36,4 +36,5 @@ __all__ = [
     "Token",
     "ToolCall",
     "ToolResult",
+    "Turn",
 ]

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, cast
 from broker.events import AGENT, Error, Event, Final, Token, dumps
 from broker.ids import EventId
 from broker.runs.scripts import Answer, Lease
-from worker.agent import Agent, Checkpoint, Run
+from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
 from worker.publisher import Publisher, Stopped
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENT_BYTES = 64 * 1024
 MAX_LOG_EVENTS = 50_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
 RESERVED_EVENTS = 16

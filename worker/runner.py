@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from broker.events import AttemptReason, Cancelled, Error, Final
+from broker.ids import Owner
 from broker.runs import keys
 from broker.runs.connections import connect, is_away, until_answered
 from broker.runs.leases import FORGET_MS
@@ -19,6 +20,7 @@ from broker.runs.scripts import Answer, Lease, Reply, keep_key
 from broker.runs.subscriber import Subscriber
 from worker.agent import Agent, Run
 from worker.attempt import HANDED_OVER, LOST, Outcome, execute
+from worker.history import History
 from worker.parts import Parts
 from worker.publisher import Limits, Publisher
 from worker.unwatched import Watch
@@ -243,19 +245,24 @@ class Runner:
                 primaries.disturbed(request_id)
 
     def _make_run(self, lease: Lease) -> Run:
-        record = lease.record
+        record, created_ms = lease.record, int(lease.record["created_at"])
         started_ms = int(record["started_at"] or lease.now_ms)
         left = started_ms / 1000 + self._parts.settings.max_run_seconds - lease.now_ms / 1000
+        owner = Owner(json.loads(record["tenant"]), json.loads(record["subject"]))
+        session_id = json.loads(record["session_id"])
+        history = History(self._parts.redis, owner, session_id, before_ms=created_ms, request_id=lease.request_id)
         return Run(
             request_id=lease.request_id,
             query=json.loads(record["query"]),
             parameters=json.loads(record["parameters"]),
-            session_id=json.loads(record["session_id"]),
-            tenant=json.loads(record["tenant"]),
-            subject=json.loads(record["subject"]),
+            session_id=session_id,
+            tenant=owner.tenant,
+            subject=owner.subject,
             attempt=lease.attempt,
+            created_at=created_ms / 1000,
             deadline=time.time() + left,
             restored=json.loads(record["checkpoint"]) if record["checkpoint"] else None,
+            recall=history.recall,
         )
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from broker.events import Entry
+from broker.fold import Outcome, outcome
 from broker.ids import START, EventId
 from broker.runs import keys
+from broker.runs.record import Record
 
 PAGE = 500
 """Entries in one read."""
@@ -27,6 +29,16 @@ async def read_all(redis: Redis, request_id: str) -> list[Entry]:
         if len(page) < PAGE:
             break
     return entries
+
+
+async def read_outcome(redis: Redis, record: Record) -> Outcome:
+    """What a run has come to so far: from its `final` where that says it all, else folded from the log."""
+    result = record.result
+    if record.status == "completed" and result and result.get("answer") is not None:
+        return Outcome(result["answer"], result.get("citations", []), result.get("usage", {}), None)
+    entries = await read_all(redis, record.request_id)
+    # What was appended since the record was read belongs to the next poll.
+    return outcome(entry for entry in entries if entry.id <= record.end)
 
 
 async def has_epoch(redis: Redis, request_id: str, epoch: int) -> bool:

@@ -16,9 +16,9 @@ from redis.exceptions import ConnectionError
 
 from broker.errors import BadRequest, KeyReused, RunNotFound, Unavailable
 from broker.events import Cancelled, Entry, Start
-from broker.fold import Outcome, outcome
+from broker.fold import Outcome
 from broker.ids import EventId, Owner, new_request_id
-from broker.runs import keys, log
+from broker.runs import index, keys, log
 from broker.runs.closings import Closings
 from broker.runs.connections import is_away, unavailable
 from broker.runs.leases import Leases
@@ -145,10 +145,10 @@ class Runs:
     async def _index(self, owner: Owner, session_id: str, claim: IdempotencyClaim) -> None:
         """Written before the record that it points to, and checked against it when read."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for index in (keys.runs_of(owner), keys.session_of(owner, session_id)):
-                pipe.zadd(index, {claim.request_id: claim.claimed_at_ms}, nx=True)
-                pipe.zremrangebyscore(index, "-inf", claim.claimed_at_ms - self._life_ms)
-                pipe.pexpire(index, self._life_ms)
+            for key in (keys.runs_of(owner), keys.session_of(owner, session_id)):
+                pipe.zadd(key, {claim.request_id: claim.claimed_at_ms}, nx=True)
+                pipe.zremrangebyscore(key, "-inf", claim.claimed_at_ms - self._life_ms)
+                pipe.pexpire(key, self._life_ms)
             await pipe.execute()
 
     async def head(self, request_id: str) -> Head | None:
@@ -164,21 +164,16 @@ class Runs:
         return record
 
     async def outcome(self, record: Record) -> Outcome:
-        """What the run has come to so far: from its `final` where that says it all, else folded from the log."""
-        result = record.result
-        if record.status == "completed" and result and result.get("answer") is not None:
-            return Outcome(result["answer"], result.get("citations", []), result.get("usage", {}), None)
+        """What the run has come to so far."""
         with unavailable():
-            entries = await log.read_all(self._redis, record.request_id)
-        # What was appended since the record was read belongs to the next poll.
-        return outcome(entry for entry in entries if entry.id <= record.end)
+            return await log.read_outcome(self._redis, record)
 
     async def page(self, owner: Owner, *, session_id: str | None = None, cursor: str | None = None, limit: int) -> Page:
         """The owner's runs, newest first. Raises BadRequest for a cursor that is not ours."""
-        index = keys.runs_of(owner) if session_id is None else keys.session_of(owner, session_id)
+        key = keys.runs_of(owner) if session_id is None else keys.session_of(owner, session_id)
         below = _parse_list_cursor(cursor) if cursor else None
         with unavailable():
-            found = await self._index_page(index, below, limit)
+            found = await index.page(self._redis, key, below=below, limit=limit)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for request_id, _ in found[:limit]:
                     pipe.hmget(keys.run(request_id), RECORD_FIELDS)
@@ -186,22 +181,6 @@ class Runs:
         records = [parse_record(request_id, row) for (request_id, _), row in zip(found, rows, strict=False)]
         following = _list_cursor(*found[limit - 1]) if len(found) > limit else None
         return Page([record for record in records if record], following)
-
-    async def _index_page(self, index: str, below: tuple[str, int] | None, limit: int) -> list[tuple[str, int]]:
-        """Up to limit + 1 (request_id, time) below a cursor, in falling order of (time, request_id)."""
-        offset, found = 0, list[tuple[str, int]]()
-        while len(found) <= limit:
-            rows = await self._redis.zrevrangebyscore(
-                index, below[1] if below else "+inf", "-inf", start=offset, num=limit + 1, withscores=True
-            )
-            offset += len(rows)
-            for member, score in rows:
-                item = (member.decode(), int(score))
-                if below is None or (item[1], item[0]) < (below[1], below[0]):
-                    found.append(item)
-            if len(rows) <= limit:
-                break
-        return found[: limit + 1]
 
     async def cancel(self, request_id: str, reason: str) -> None:
         """Closes the run at once, worker or no worker; one that has ended stays as it is. Raises RunNotFound."""

@@ -59,7 +59,7 @@ def test_an_agent_knows_its_run(stage: Stage) -> None:
     run = ended(stage, "about", "who am I?", session_id="my-session", parameters={"a": [1, None], "b": "é"})
     [value] = [entry.data for entry in stage.client.log(run["request_id"]) if entry.type == "data"]
     about = _json(value)["value"]
-    deadline = about.pop("deadline")
+    deadline, created_at = about.pop("deadline"), about.pop("created_at")
     assert about == {
         "request_id": run["request_id"],
         "query": "who am I?",
@@ -70,6 +70,7 @@ def test_an_agent_knows_its_run(stage: Stage) -> None:
         "attempt": 1,
         "restored": None,
     }
+    assert before - 1 < created_at < time.time() + 1
     assert before + 3000 < deadline < time.time() + 4000, "an hour, by default"
 
 

@@ -161,7 +161,14 @@ async def quiet(run: Run) -> Events:
 
 async def about(run: Run) -> Events:
     """Everything that the agent knows of its run."""
-    yield Data(name="run", value={**vars(run)})
+    yield Data(name="run", value={name: value for name, value in vars(run).items() if name != "recall"})
+
+
+async def recalls(run: Run) -> Events:
+    """The earlier runs of its session, within `tokens`."""
+    for turn in await run.history(**{k: v for k, v in run.parameters.items() if k == "tokens"}):
+        yield Data(name="turn", value={**vars(turn)})
+    yield Final(answer=run.query)
 
 
 async def misbehaves(run: Run) -> Events:

@@ -51,6 +51,7 @@ AGENTS = (
     "varied",
     "quiet",
     "about",
+    "recalls",
     "misbehaves",
     "coroutine",
     "checkpoints",

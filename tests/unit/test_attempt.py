@@ -38,10 +38,9 @@ from broker.runs.primaries import Primaries
 from broker.runs.scripts import Lease, Scripts
 from tests.kit.checker import check_log, surviving_text
 from tests.kit.runs import RETENTION_MS, append, cancel, claim, running, texts, words
-from worker.agent import Agent, Checkpoint, Run
+from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
 from worker.attempt import (
     HANDED_OVER,
-    MAX_EVENT_BYTES,
     MAX_LOG_BYTES,
     MAX_LOG_EVENTS,
     RESERVED_EVENTS,

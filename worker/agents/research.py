@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker.events import Error, Event, Final, Message, Progress, Sources, Token
 from worker.agent import Agent, Checkpoint, Run
-from worker.agents.documents import Found, Hit, index_of
+from worker.agents.documents import Found, Hit
 from worker.agents.ranking import Quote, Source, quotes, screen
+from worker.agents.search import search
 from worker.agents.text import shorten
 
 DEFAULT_SOURCES = 5
@@ -27,8 +26,6 @@ LONGEST_PAUSE_SECONDS = 3600.0
 
 NO_DOCUMENTS = "There are no documents to search, so there is no answer."
 NOTHING_FOUND = "Nothing in the documents answers this question."
-
-_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 class BadParameter(ValueError):
@@ -104,7 +101,7 @@ def make_research(docs: Path | None) -> Agent:
         if plan is None:
             yield Message(text="Searching the documents.")
             yield Progress(percent=5, message="Searching")
-            found = await _search(folder, run.query)
+            found = await search(folder, run.query)
             yield _discovered(found.hits)
             yield Progress(percent=40, message="Screening what was found")
             sources = await asyncio.to_thread(screen, found, parameters.max_sources)
@@ -150,22 +147,6 @@ class Clock:
             if self._due > now:
                 await asyncio.sleep(self._due - now)
             self._due = max(self._due, now) + self._interval
-
-
-async def _search(folder: Path | None, query: str) -> Found:
-    """A search off the event loop, that ends soon after it is given up.
-
-    One at a time, because those that wait for a first, long scan would hold all threads of the event loop, which
-    needs some to look up the names of hosts.
-    """
-    if folder is None:
-        return Found(documents=0, passages=0, weights={}, hits=())
-    stop = threading.Event()
-    async with _gates.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        try:
-            return await asyncio.to_thread(lambda: index_of(folder).search(query, stop))
-        finally:
-            stop.set()
 
 
 def _plan(found: Found, chosen: list[Quote]) -> Plan:
