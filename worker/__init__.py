@@ -1,4 +1,4 @@
-"""Executes runs. What an agent needs is here: `Run`, `Checkpoint` and the events."""
+"""Executes runs. What an agent needs is here: `Run`, `Checkpoint` and the events; what a tool needs: `tool`."""
 
 from broker.events import (
     Attempt,
@@ -17,6 +17,7 @@ from broker.events import (
     ToolResult,
 )
 from worker.agent import Agent, Checkpoint, Run, Turn
+from worker.tools.tool import tool
 
 __all__ = [
     "Agent",
@@ -37,4 +38,5 @@ __all__ = [
     "ToolCall",
     "ToolResult",
     "Turn",
+    "tool",
 ]
