@@ -1,0 +1,75 @@
+"""Reads a model ahead of who takes its pieces, as far as a bounded buffer allows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import TracebackType
+from typing import cast
+
+from worker.models.model import Piece, Text, Thought
+
+BUFFER_CHARS = 64 * 1024
+"""With so much waiting, the model is not read: it is to wait as well."""
+
+
+class Feed:
+    """An async context manager; leaving it closes the stream, and with it the connection to the model."""
+
+    def __init__(self, stream: AsyncIterator[Piece]) -> None:
+        self._stream = cast("AsyncGenerator[Piece, None]", stream)
+        self._pieces: list[Piece] = []
+        self._chars = 0
+        self._over = False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def __aenter__(self) -> Feed:
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been taken."""
+        return self._over and not self._pieces and self._error is None
+
+    async def take(self, seconds: float | None = None) -> list[Piece]:
+        """What has come since the last time, as soon as there is something; nothing after so many seconds, or at the
+        end. Raises what the model raised, when all before it has been taken.
+        """
+        if not self._pieces and not self._over:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+        pieces, self._pieces, self._chars = self._pieces, [], 0
+        self._news.clear()
+        self._room.set()
+        if not pieces and self._error is not None:
+            raise self._error
+        return pieces
+
+    async def _read(self) -> None:
+        try:
+            async with contextlib.aclosing(self._stream) as stream:
+                async for piece in stream:
+                    self._pieces.append(piece)
+                    self._news.set()
+                    if isinstance(piece, (Text, Thought)):
+                        self._chars += len(piece.text)
+                    if self._chars >= BUFFER_CHARS:
+                        self._room.clear()
+                        await self._room.wait()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._over = True
+            self._news.set()
