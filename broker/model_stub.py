@@ -404,7 +404,7 @@ class Responses:
     def frames(answer: Answer) -> Iterator[Frame]:
         numbers = itertools.count()
 
-        def frame(name: str, *, kind: str = "frame", **fields: Any) -> Frame:
+        def frame(name: str, /, *, kind: str = "frame", **fields: Any) -> Frame:
             return Frame(kind, {"type": f"response.{name}", "sequence_number": next(numbers), **fields})
 
         begun = Responses._response(answer, "in_progress", [])
@@ -466,7 +466,7 @@ class Responses:
         cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.reason)
         usage = {
             "input_tokens": answer.prompt,
-            "input_tokens_details": {"cached_tokens": answer.cached},
+            "input_tokens_details": {"cached_tokens": answer.cached, "cache_write_tokens": 0},
             "output_tokens": answer.completion,
             "output_tokens_details": {"reasoning_tokens": len(answer.reasoning)},
             "total_tokens": answer.prompt + answer.completion,
@@ -600,6 +600,8 @@ class Stub:
             try:
                 body = await request.json()
                 asked = api.asked(body)
+                if not all(isinstance(message, dict) for message in asked.messages):
+                    raise TypeError("a message that is no object")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return refusal(400, f"The request cannot be understood: {error!r}", "invalid_request_error", None)
             entry = self._note(request, body, asked)

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         "auto", description="`auto`: Responses where the server has it, else Chat Completions."
     )
     model_stall_seconds: float = Field(120, gt=0, description="A model that sends nothing for this long has failed.")
+    model_retry_seconds: float = Field(
+        120, ge=0, description="How long a model that fails before its first token is asked again."
+    )
     system_prompt: str | None = Field(None, description="What `chat` tells the model first.")
     tools: CommaSeparated = Field((), description="Modules with tools for `chat`: `module`, …")
     tool_seconds: float = Field(30, gt=0, description="How long a tool may take that names no limit of its own.")
