@@ -8,7 +8,6 @@ import os
 import signal
 
 from broker.runs import keys
-from broker.runs.connections import connect
 from broker.runs.subscriber import Subscriber
 from broker.runs.workers import Workers
 from broker.settings import Settings
@@ -46,7 +45,7 @@ class Worker:
             look_at_ms=self._in_a_lease,
         )
         self._doorbell = Subscriber(
-            connect(settings.queue_url, connections=1),
+            self._parts.queue.redis,
             on_message=lambda *_: self._jobs.ring(),
             on_reset=lambda _: self._jobs.ring(),
             channels=[keys.DOORBELL],

@@ -13,7 +13,7 @@ from typing import Any
 from broker.events import AttemptReason, Cancelled, Error, Final
 from broker.ids import Owner
 from broker.runs import keys
-from broker.runs.connections import connect, is_away, until_answered
+from broker.runs.connections import is_away, until_answered
 from broker.runs.leases import FORGET_MS
 from broker.runs.record import FINISHED
 from broker.runs.scripts import Answer, Lease, Reply, keep_key
@@ -42,7 +42,7 @@ class Runner:
         self._publishers: set[Publisher] = set()
         """Of one run there may be two, when this worker was fenced and has not heard of it yet."""
         self._ended: list[str] = []
-        self._controls = Subscriber(connect(parts.settings.redis_url, connections=1), on_message=self._control)
+        self._controls = Subscriber(parts.redis, on_message=self._control)
         parts.primaries.on_change = self._renew
 
     def start(self) -> None:

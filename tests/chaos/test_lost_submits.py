@@ -33,13 +33,6 @@ IDLE = {b"TIME", b"INFO", b"AUTH", b"CLIENT", b"SELECT", b"PING", b"CONFIG"}
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture
 def fleet(launch: Launcher) -> Iterator[Fleet]:
     """With a gateway that lives, and a worker."""
     server = launch.redis()

@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 
@@ -17,38 +17,10 @@ import pytest
 
 from broker.runs import keys
 from tests.conftest import Launcher
-from tests.kit.fleet import Fleet, check_steps, reasons
-from tests.kit.http import Client
+from tests.kit.fleet import LEASE, Fleet, check_steps, reasons
 from tests.kit.processes import Worker, wait_for
 from tests.kit.proxy import Command, Proxy, calls
 from tests.kit.scale import LONG, scaled
-
-LEASE = 1.5
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("ends"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def seconds_between(run: dict[str, str]) -> float:

@@ -9,7 +9,6 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.conftest import Launcher
-from tests.kit.fleet import Fleet, attempts, check_resumed, check_steps, reasons, steps
+from tests.kit.fleet import LEASE, Fleet, attempts, check_resumed, check_steps, reasons, steps
 from tests.kit.http import Client
 from tests.kit.load import Load, Plan
 from tests.kit.processes import Worker, wait_for
@@ -27,28 +26,9 @@ from tests.kit.proxy import Proxy
 from tests.kit.runs import field
 from tests.kit.scale import LONG
 
-LEASE = 1.5
 NEVER = 600.0
 """A lease that does not end within a test."""
 EVERY = 10
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("drain"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
 
 
 def gap(fleet: Fleet, request_id: str) -> float:

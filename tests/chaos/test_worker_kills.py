@@ -5,38 +5,17 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from statistics import median
 
 import pytest
 
 from tests.conftest import Launcher
-from tests.kit.fleet import Fleet, attempts, check_resumed, check_steps, now_ms, reasons
-from tests.kit.http import Client
+from tests.kit.fleet import LEASE, Fleet, attempts, check_resumed, check_steps, now_ms, reasons
 from tests.kit.processes import Worker, wait_for
 from tests.kit.proxy import Proxy, calls
 from tests.kit.scale import LONG, scaled
 
-LEASE = 1.5
 EVERY = 10
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("kills"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
 
 
 def kill(worker: Worker) -> None:
@@ -52,11 +31,9 @@ def under_way(worker: Worker) -> dict[str, int]:
     return attempts_of
 
 
-def test_what_a_killed_worker_had_under_way_goes_on_at_its_last_checkpoint(fleet: Fleet, launch: Launcher) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-
+def test_what_a_killed_worker_had_under_way_goes_on_at_its_last_checkpoint(
+    fleet: Fleet, launch: Launcher, chance: random.Random
+) -> None:
     def start() -> Worker:
         return launch.worker(fleet.redis.url, lease_seconds=LEASE, max_attempts=1000)
 

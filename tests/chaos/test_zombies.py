@@ -16,41 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Launcher
-from tests.kit.fleet import Fleet, check_resumed, check_steps, reasons, steps
-from tests.kit.http import Client
+from tests.kit.fleet import LEASE, Fleet, check_resumed, check_steps, reasons, steps
 from tests.kit.processes import Worker, wait_for
 from tests.kit.proxy import Proxy
 from tests.kit.scale import LONG, scaled
 
-LEASE = 1.5
 EVERY = 10
 """Tokens from one checkpoint to the next."""
 STEPS = 150
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("zombies"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from tests.kit.http import Client
 from tests.kit.processes import wait_for
 from tests.kit.redis_server import RedisServer
 
+LEASE = 1.5
+"""Of the workers, in seconds, where a test does not need another one."""
 _numbers = count(1)
 
 

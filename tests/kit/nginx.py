@@ -14,8 +14,8 @@ from tests.kit.processes import wait_for
 from tests.kit.redis_server import free_port
 
 # HTTP/1.1 to the gateways, nothing buffered, and a gateway that is gone or says 503 is passed over: submits can be
-# repeated (P1), so POSTs too. max_fails=0, because nginx takes each stream that a drain cuts for a failure, and takes a
-# server back only when a request to it has ended, which a stream does not: all servers would soon count as down.
+# repeated (P1), so POSTs too. max_fails=0, because each 503 that it passes over counts as a failure of the server, and
+# one that failed is left out for ten seconds: while Redis is away, or in a rolling update, that would be all of them.
 _CONFIG = """
 {user}
 daemon off;

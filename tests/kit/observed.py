@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 import psutil
 
 from broker.cli import main
+from broker.runs.pool import Cancellable, Pool
 from tests.kit.processes import Gateway, Process, Worker, wait_for
 
 _OURS = ("broker.", "worker.")
+_OF_A_POOL = (Pool, Cancellable)
+"""Counted by themselves."""
 
 
 class Census(NamedTuple):
@@ -30,7 +33,10 @@ class Census(NamedTuple):
     """Instances of our classes, by the name of the class."""
     sizes: dict[str, int]
     """Of the collections in attributes of our objects, all instances together: `Hub._channels`."""
+    pooled: int
+    """Connections to Redis that are open and in a pool, which opens them as it needs them, up to its bound."""
     descriptors: int
+    """But for those of pooled connections."""
     memory: int
     """Bytes that are resident."""
 
@@ -53,9 +59,9 @@ def look_into(process: Process, folder: Path, name: str) -> Census:
     file.unlink(missing_ok=True)
     process.signal(signal.SIGUSR1)
     wait_for(file.exists, seconds=20)
-    tasks, objects, sizes = json.loads(file.read_text("ascii"))
+    tasks, objects, sizes, pooled = json.loads(file.read_text("ascii"))
     outside = psutil.Process(process.pid)
-    return Census(tasks, objects, sizes, outside.num_fds(), outside.memory_info().rss)
+    return Census(tasks, objects, sizes, pooled, outside.num_fds() - pooled, outside.memory_info().rss)
 
 
 def _write(*_: object) -> None:
@@ -65,20 +71,25 @@ def _write(*_: object) -> None:
     part.rename(file)
 
 
-def _census() -> list[dict[str, int]]:
+def _census() -> list[dict[str, int] | int]:
     gc.unfreeze()
     gc.collect()
     tasks = Counter(str(task.get_coro().__qualname__) for task in asyncio.all_tasks())  # type: ignore[union-attr]
     objects, sizes = Counter[str](), Counter[str]()
+    pooled = 0
     for item in gc.get_objects():
         kind = type(item)
         if not str(kind.__module__).startswith(_OURS):
+            continue
+        if isinstance(item, Pool):
+            pooled += sum(connection.is_connected for connection in item.connections())
+        if isinstance(item, _OF_A_POOL):
             continue
         objects[kind.__qualname__] += 1
         for name, value in _attributes(item).items():
             if isinstance(value, (dict, list, set, deque)):
                 sizes[f"{kind.__qualname__}.{name}"] += len(value)
-    return [tasks, objects, sizes]
+    return [tasks, objects, sizes, pooled]
 
 
 def _attributes(item: Any) -> dict[str, Any]:

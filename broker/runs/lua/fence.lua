@@ -5,11 +5,9 @@
 local run = redis.call('HMGET', RUN, 'status', 'end', 'deadline', 'attempt', 'fails', 'started_at',
   'lease')
 local status, last = run[1], run[2]
-if not status or status == 'erased' then
-  return {'GONE', '0-0', status or ''}
-end
-if CLOSED[status] then
-  return {'CLOSED', last, status}
+local answer = over(status, last)
+if answer then
+  return answer
 end
 local time, deadline = now(), tonumber(run[3] or 0)
 local lease = math.max(tonumber(ARGV[4]), tonumber(run[7] or 0))           -- its owner's may be a longer one

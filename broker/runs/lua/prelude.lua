@@ -33,6 +33,14 @@ local function attempt_data(attempt, reason, resume_from)
   return '{"attempt":' .. int(attempt) .. ',"reason":"' .. reason .. '","resume_from":"' .. resume_from .. '"}'
 end
 
+-- The answer of a run that is gone or has ended; of others nil.
+local function over(status, last)
+  if not status or status == 'erased' then
+    return {'GONE', '0-0', status or ''}
+  end
+  return CLOSED[status] and {'CLOSED', last, status} or nil
+end
+
 -- Whether this is the primary that the caller knows to have settled (4.6). '' : it does not ask.
 local function settled(replid)
   return replid == '' or string.find(redis.call('INFO', 'replication'), 'master_replid:' .. replid, 1, true) ~= nil

@@ -3,11 +3,9 @@
 -- OK, enqueues now | REFUSED: it is not queued for this attempt, or another reaper was here | GONE | CLOSED
 local run = redis.call('HMGET', RUN, 'status', 'end', 'attempt', 'enqueues')
 local status, last = run[1], run[2]
-if not status or status == 'erased' then
-  return {'GONE', '0-0', status or ''}
-end
-if CLOSED[status] then
-  return {'CLOSED', last, status}
+local answer = over(status, last)
+if answer then
+  return answer
 end
 if status ~= 'queued' or tonumber(run[3]) + 1 ~= tonumber(ARGV[3]) or tonumber(run[4] or 0) ~= tonumber(ARGV[4]) then
   return {'REFUSED', last, status}

@@ -2,11 +2,9 @@
 -- OK | GONE | CLOSED
 local run = redis.call('HMGET', RUN, 'status', 'end')
 local status, last = run[1], run[2]
-if not status or status == 'erased' then
-  return {'GONE', '0-0', status or ''}
-end
-if CLOSED[status] then
-  return {'CLOSED', last, status}
+local answer = over(status, last)
+if answer then
+  return answer
 end
 redis.call('HSET', RUN, 'watched_at', int(now()))
 return {'OK', last, status}
