@@ -85,7 +85,7 @@ class Draining(Unavailable):
     code = "draining"
 
 
-# Stop: somebody else owns the run now, or it is over.
+# Mend the settings, then start again.
 class Misconfigured(BrokerError):
     """The settings do not allow a start."""
 

@@ -170,8 +170,8 @@ def _failed(run: Run) -> Error:
 
 
 async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, stop: asyncio.Future[str]) -> Outcome:
-    """Runs the attempt until it has ended. `stop` is resolved by whoever ends it from outside: with `cancelled` or
-    `erased` by a client, with HANDED_OVER by this worker, which then gives the run back.
+    """Runs the attempt until it has ended. `stop` is resolved by whoever ends it from outside: with `erased` or the
+    status of a closing, with HANDED_OVER by this worker, which then gives the run back.
     """
     if stop.done():  # while it was claimed: its agent is not begun for nothing
         return Outcome(stop.result(), 0)

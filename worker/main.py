@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 _FIRST_LOOK_SECONDS = 0.2
 _TAKING_SECONDS = 2.0
 HAND_OVER_SECONDS = 10.0
-"""A drain takes at most the grace period, this for handing over, and a few seconds for what is kept."""
 _CLOSINGS_SECONDS = 3.0
+END_SECONDS = HAND_OVER_SECONDS + 10.0
+"""From the grace period's end to the exit, at most: a job that is being taken, agents that are slow to stop, what was
+closed (PROTOCOL 5.2)."""
 
 
 class Worker:

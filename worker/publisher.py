@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from broker.ids import EventId
-from broker.runs.closings import Tail
+from broker.runs.closings import Tail, take
 from broker.runs.connections import until_answered
 from broker.runs.primaries import Primaries
-from broker.runs.scripts import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, Answer, Batch, Lease, Reply, Scripts
+from broker.runs.scripts import Answer, Batch, Lease, Reply, Scripts
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """`lease_ms` is set by each append; a finished run is kept for `retention_ms`."""
+    """The lease is renewed to `lease_ms` (4.2); a finished run is kept for `retention_ms`."""
 
     lease_ms: int
     retention_ms: int
@@ -181,13 +181,7 @@ class Publisher:
         await asyncio.gather(running, return_exceptions=True)
 
     def _batch(self) -> Batch:
-        entries: list[tuple[str, str]] = []
-        size = 0
-        for entry in self._buffer:
-            if entries and (len(entries) >= MAX_BATCH_ENTRIES or size + len(entry[1]) > MAX_BATCH_BYTES):
-                break
-            entries.append(entry)
-            size += len(entry[1])
+        entries = take(self._buffer)
         last = self._first + len(entries) - 1
         covered = None
         for checkpoint in self._checkpoints:

@@ -236,13 +236,7 @@ class Reaper:
         watch = self._watches.get(watching)
         if watch is None:
             watch = self._watches[watching] = Watch(row.unwatched_ms / 1000, self._lease_ms / 1000)
-        loop = asyncio.get_running_loop()
-        return watch.expired(
-            row.watched_at,
-            now=loop.time(),
-            age=max((self._primaries.now_ms() or row.created_at) - row.created_at, 0) / 1000,
-            calm_since=self._primaries.calm_since(row.request_id),
-        )
+        return watch.expired_on(self._primaries, row.request_id, row.created_at, row.watched_at)
 
     async def _close(
         self, row: Row, event: Error | Cancelled, reason: AttemptReason, *, if_still: tuple[str, str]

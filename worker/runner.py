@@ -230,12 +230,7 @@ class Runner:
             try:
                 [value] = await self._parts.redis.hmget(keys.run(request_id), ["watched_at"])  # type: ignore[misc]
                 watched_at = value.decode() if value else ""
-                if watch.expired(
-                    watched_at,
-                    now=asyncio.get_running_loop().time(),
-                    age=max((primaries.now_ms() or created_at) - created_at, 0) / 1000,
-                    calm_since=primaries.calm_since(request_id),
-                ):
+                if watch.expired_on(primaries, request_id, created_at, watched_at):
                     await self._parts.closings.close(
                         request_id, Cancelled(reason="unwatched"), "cancelled", if_still=("watched_at", watched_at)
                     )

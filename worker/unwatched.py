@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from broker.runs.primaries import Primaries
+
 FIRST_WATCHER_SECONDS = 60.0
 """A run that nobody has read yet is given this long for its first reader."""
 
@@ -30,3 +34,12 @@ class Watch:
             self._since = now
         since = max(self._since, calm_since + self._grace)
         return now - since >= self._seconds
+
+    def expired_on(self, primaries: Primaries, request_id: str, created_at: int, watched_at: str) -> bool:
+        """The same, by what is known of the run's primary. `created_at` is in milliseconds, by Redis' clock."""
+        return self.expired(
+            watched_at,
+            now=asyncio.get_running_loop().time(),
+            age=max((primaries.now_ms() or created_at) - created_at, 0) / 1000,
+            calm_since=primaries.calm_since(request_id),
+        )

@@ -20,7 +20,7 @@ FETCH_SECONDS = 5.0
 MAX_DOCUMENT_BYTES = 256 * 1024
 MIN_RSA_BITS = 2048
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Fit(NamedTuple):
@@ -116,7 +116,7 @@ class Jwks:
             async with asyncio.timeout(FETCH_SECONDS):
                 self._replace(_parse(await self._download()))
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
-            log.warning("JWKS %s not fetched: %s: %s", redact_url(self._url), type(error).__name__, error)
+            logger.warning("JWKS %s not fetched: %s: %s", redact_url(self._url), type(error).__name__, error)
         finally:
             self._fetching = None
 
@@ -139,7 +139,7 @@ class Jwks:
         if document == self._document:
             return
         keys = [key for key in (_load(jwk, self._algorithms) for jwk in document) if key is not None]
-        log.info("JWKS %s: %d of %d keys are usable", redact_url(self._url), len(keys), len(document))
+        logger.info("JWKS %s: %d of %d keys are usable", redact_url(self._url), len(keys), len(document))
         self._document, self._keys = document, keys
         self.generation += 1
 
@@ -163,10 +163,10 @@ def _load(jwk: Any, accepted: Collection[str]) -> Key | None:
     try:
         public_key = jwt.PyJWK(jwk, algorithms[0]).key
     except Exception as error:
-        log.warning("JWKS: a key cannot be loaded: %s", type(error).__name__)
+        logger.warning("JWKS: a key cannot be loaded: %s", type(error).__name__)
         return None
     if jwk["kty"] == "RSA" and public_key.key_size < MIN_RSA_BITS:
-        log.warning("JWKS: an RSA key of %d bits is too short, and not used", public_key.key_size)
+        logger.warning("JWKS: an RSA key of %d bits is too short, and not used", public_key.key_size)
         return None
     return Key(jwk.get("kid"), algorithms, public_key)
 

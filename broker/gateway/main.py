@@ -10,7 +10,7 @@ import sys
 from broker.errors import Misconfigured
 from broker.gateway.app import make_app
 from broker.gateway.auth import make_authenticator
-from broker.gateway.server import SHUTDOWN_SECONDS, Server, configure
+from broker.gateway.server import END_SECONDS, Server, configure
 from broker.settings import Settings
 from broker.supervisor import Program, Supervisor
 
@@ -61,5 +61,5 @@ def serve_many(settings: Settings, *, host: str, port: int, processes: int) -> i
     fd = listener.fileno()
     command = [sys.executable, "-m", "broker", "serve", "--host", host, "--fd", str(fd)]
     programs = [Program(name=f"gateway-{n}", command=command, pass_fds=[fd]) for n in range(1, processes + 1)]
-    supervisor = Supervisor(programs, stop_seconds=settings.drain_delay_seconds + SHUTDOWN_SECONDS + 3)
+    supervisor = Supervisor(programs, stop_seconds=settings.drain_delay_seconds + END_SECONDS)
     return asyncio.run(supervisor.run())

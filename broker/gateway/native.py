@@ -30,7 +30,6 @@ class NativeApi:
         self._runs = gateway.runs
         self._hub = gateway.hub
         self._settings = gateway.settings
-        self._gateway = gateway
         self._dialect: Dialect = DIALECTS["native"]
 
     def routes(self) -> list[Route]:

@@ -31,6 +31,8 @@ HEADER_TIMEOUT = 10.0
 BODY_TIMEOUT = 30.0
 """Seconds for a request's body."""
 SHUTDOWN_SECONDS = 5
+END_SECONDS = SHUTDOWN_SECONDS + 4
+"""From the drain delay's end to the exit, at most: the requests that have begun, and what was closed (PROTOCOL 5.2)."""
 
 
 class LeanFlow(FlowControl):

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from broker.events import AttemptReason, Event
@@ -188,11 +189,11 @@ class Tail:
                 return reply
 
 
-def take(entries: Sequence[tuple[str, str]], begin: int) -> list[tuple[str, str]]:
+def take(entries: Iterable[tuple[str, str]], begin: int = 0) -> list[tuple[str, str]]:
     """As many of `entries` from index `begin` on as one append takes."""
     taken: list[tuple[str, str]] = []
     size = 0
-    for entry in entries[begin : begin + MAX_BATCH_ENTRIES]:
+    for entry in islice(entries, begin, begin + MAX_BATCH_ENTRIES):
         size += len(entry[1])
         if taken and size > MAX_BATCH_BYTES:
             break

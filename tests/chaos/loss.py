@@ -178,7 +178,7 @@ class Judgement:
     @property
     def lost_anything(self) -> bool:
         """Without that, nothing was tested."""
-        return bool(self.repairs or self.hand_overs or self.lost_runs or self.stage.confirmed.cancelled)
+        return bool(self.repairs or self.hand_overs or self.lost_runs or self.lost_ends)
 
     # -- figures ---------------------------------------------------------------------------------------------
 

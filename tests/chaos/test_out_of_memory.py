@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.conftest import Launcher
 from tests.kit.http import token
 from tests.kit.load import Load, Plan
 from tests.kit.processes import Process, wait_for
+from tests.kit.waiting import until
 
 LEASE = 2.0
 SETTINGS: dict[str, Any] = {"heartbeat_seconds": 1, "lease_seconds": LEASE, "grace_seconds": 1}
@@ -85,12 +85,6 @@ async def test_when_memory_is_full_under_load_nothing_is_lost(launch: Launcher) 
         assert error.startswith(FULL)
     waiting = [line for worker in workers for line in worker.logged("append failed, trying again")]
     assert {line["reason"] for line in waiting} == {"Redis is out of memory"}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 async def started(client: httpx.AsyncClient, agent: str, query: str) -> str:

@@ -158,7 +158,7 @@ def test_each_request_has_one_access_line_without_its_query_string(scene: Scene)
         assert line["method"] in ("GET", "POST", "DELETE", "HEAD")
         assert "?" not in line["path"]
         assert line["status"] >= 200
-        assert line["seconds"] >= 0
+        assert 0 <= line["seconds"] < 60
     statuses = {line["status"] for line in lines}
     assert statuses >= {200, 202, 400, 401, 415, 422, 500, 503}
 

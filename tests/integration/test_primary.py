@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,12 +12,7 @@ from broker.runs.connections import connect
 from broker.settings import Settings
 from tests.conftest import Launcher
 from tests.kit.redis_server import RedisServer
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await condition():
-            await asyncio.sleep(0.02)
+from tests.kit.waiting import until
 
 
 def connections(server: RedisServer) -> set[str]:

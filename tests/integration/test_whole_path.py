@@ -5,33 +5,20 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.conftest import Service
-from tests.kit.checker import check_log, check_reader, entries_of, surviving_text
+from tests.kit.checker import check_reader, entries_of, surviving_text
 from tests.kit.http import Client
+from tests.kit.whole_path import check_resume, check_stream_and_poll
 
 
 def test_a_submitted_query_streams_to_its_end_and_the_poll_says_the_same(alice: Client) -> None:
-    events = alice.submit_and_read("one two three")
-    request_id = events[0].json["request_id"]
+    request_id = check_stream_and_poll(alice)
     log = alice.log(request_id)
-    check_log(log)
-    check_reader(entries_of(events), log)
-    assert [event.type for event in events] == ["start", "attempt", "token", "token", "token", "final"]
-    run = alice.finished(request_id)
-    assert (run["status"], run["answer"]) == ("completed", "one two three")
-    assert run["last_event_id"] == str(log[-1].id)
+    assert [entry.type for entry in log] == ["start", "attempt", "token", "token", "token", "final"]
+    assert alice.run(request_id)["last_event_id"] == str(log[-1].id)
 
 
 def test_a_stream_that_was_cut_resumes_on_the_other_gateway(alice: Client, alice_elsewhere: Client) -> None:
-    request_id = alice.submit("resume", agent="tokens", parameters={"count": 40, "pause": 0.02})
-    first = []
-    for event in alice.events(request_id):
-        first.append(event)
-        if len(first) == 12:
-            break
-    rest = list(alice_elsewhere.events(request_id, after=first[-1].id))
-    log = alice.log(request_id)
-    check_log(log)
-    check_reader(entries_of([*first, *rest]), log)
+    check_resume(alice, alice_elsewhere)
 
 
 def test_a_second_client_joins_the_run_under_way(alice: Client, alice_elsewhere: Client) -> None:

@@ -28,6 +28,7 @@ from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import FINAL, RETENTION_MS, append, cancel, claim, queued, roll_back, running, words
 from tests.kit.scale import scaled
+from tests.kit.waiting import until
 
 HEARTBEAT = 0.2
 
@@ -161,12 +162,6 @@ class Gateway:
             return await self.hub.follow(reader)
         finally:
             self.hub.close_reader(reader)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

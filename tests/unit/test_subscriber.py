@@ -14,6 +14,7 @@ from broker.runs.connections import connect
 from broker.runs.subscriber import Subscriber
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
+from tests.kit.waiting import until
 
 
 @dataclass
@@ -33,12 +34,6 @@ class Heard:
     def reset(self, channels: Collection[str]) -> None:
         self.resets += 1
         self.at_reset()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ READERS: dict[str, Callable[[str, str], Document]] = {
 }
 _NOT_DOCUMENTS = frozenset(("node_modules", "venv", "__pycache__", "site-packages"))
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Version = tuple[int, int, int]
 """Changes when a file does. With the ctime, because a file may be replaced by an older one of the same size."""
@@ -100,4 +100,4 @@ def _source(path: Path) -> str:
 @functools.lru_cache(maxsize=1024)
 def _warn(path: str, reason: str) -> None:
     """Once each, or every query would repeat them."""
-    log.warning("skipped %r: %s", path, reason)
+    logger.warning("skipped %r: %s", path, reason)

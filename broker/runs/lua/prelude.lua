@@ -1,4 +1,4 @@
--- Prepended to every script of this folder. All of them take the same two keys, both in the run's slot,
+-- Prepended to the scripts of a run. All of them take the same two keys, both in the run's slot,
 -- and touch no other. Every answer is {answer, the log's end, status, …} (docs/protocol.md, section 2).
 local RUN, LOG = KEYS[1], KEYS[2]
 local VERB, CHANNEL = ARGV[1], ARGV[2]      -- PUBLISH, or SPUBLISH on a Cluster; the run's channel
