@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import redis
 
-
 PORTS = range(12000, 22000)
 """Below those that the kernel gives to connections: a server that is started again finds its port free. The bus of a
 Cluster has the port 10,000 above."""
