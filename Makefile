@@ -3,6 +3,7 @@
 PORT = 8000
 DOCS =
 ARGS =
+JOBS = 3
 MINUTES = 60
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest $(ARGS)
@@ -20,7 +21,8 @@ PYTHON := $(firstword $(foreach name,python3.12 python3.11 python3.13 python3 py
 
 help:
 	@echo 'make demo     run everything on this machine until Ctrl-C (PORT=8000, DOCS=directory)'
-	@echo 'make test     install what the tests need, then check and test everything (ARGS=options of pytest)'
+	@echo 'make test     install what the tests need, then check and test everything (ARGS=options of pytest,'
+	@echo '              JOBS=files of tests at once)'
 	@echo 'make lint     only the static checks'
 	@echo 'make chaos    storms of random faults, then the tests with all their loops whole (MINUTES=60)'
 	@echo 'make bench    measure (ARGS=options of the benchmark)'
@@ -34,7 +36,7 @@ demo: .venv/.demo
 test: .venv/.test
 	@tests/setup.sh
 	$(MAKE) --no-print-directory lint
-	$(PYTEST) --cov --cov-report=term
+	$(PYTEST) --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term
 
 lint: .venv/.test
 	$(PY) -m ruff check
