@@ -20,7 +20,7 @@ LONGEST_RETRY_SECONDS = 3.0
 """The longest pause that `retry:` asks of a client."""
 _AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _AGENT_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-BUILT_IN_AGENTS = ("research",)
+BUILT_IN_AGENTS = ("research", "chat")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,8 @@ class Plan:
     """Of each run: EventSources. The first of every second run also submits it, with a POST that it repeats."""
     agents: Sequence[str] = ("chatter", "stepper")
     """They take turns."""
+    body: Callable[[int], Mapping[str, Any]] | None = None
+    """Of the n-th run's submit, where it is not one of these agents. What its tokens must say, the test knows."""
     count: int = 100
     """Tokens of each run."""
     until: Path | None = None
@@ -150,10 +152,7 @@ class Load:
         """A run and its readers."""
         plan, key = self.plan, f"{self.plan.name}key-{n}"
         await asyncio.sleep(self.chance.random() * plan.spread)
-        parameters = {"count": plan.count, "pause": plan.pause, "until": str(plan.until) if plan.until else None}
-        agent = plan.agents[n // 2 % len(plan.agents)]
-        query = {"query": f"{plan.name}run {n}", "agent": agent, "parameters": parameters}
-        body = json.dumps(query).encode("ascii")
+        body = json.dumps(plan.body(n) if plan.body else self._counting(n)).encode("ascii")
         names = [f"{n}.{k}" for k in range(plan.readers)]
         async with asyncio.TaskGroup() as group:
             if n % 2:
@@ -163,6 +162,12 @@ class Load:
                 group.create_task(Reader(self, names.pop(0)).submit_and_read(key, body))
             for name in names:
                 group.create_task(self._join(key, name))
+
+    def _counting(self, n: int) -> dict[str, Any]:
+        plan = self.plan
+        parameters = {"count": plan.count, "pause": plan.pause, "until": str(plan.until) if plan.until else None}
+        agent = plan.agents[n // 2 % len(plan.agents)]
+        return {"query": f"{plan.name}run {n}", "agent": agent, "parameters": parameters}
 
     async def _submit(self, key: str, body: bytes) -> None:
         """Until it is accepted; a repeat is harmless (P1)."""
@@ -223,7 +228,7 @@ class Load:
                 entries = evidence.logs[request_id] = await log.read_all(redis, request_id)
                 self.history.note(run=request_id, log=[[str(entry.id), entry.type, entry.data] for entry in entries])
                 evidence.pages[request_id] = [row async for row in self._pages(path)] if run else []
-                if run and run["status"] == "completed":
+                if run and run["status"] == "completed" and self.plan.body is None:
                     count = run["usage"].get("tokens", self.plan.count)
                     evidence.texts[request_id] = "".join(numbered(request_id, n) for n in range(count))
         finally:

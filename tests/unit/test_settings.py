@@ -98,14 +98,14 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert found.agents == ("one=a.b:c", "two=d:e")
     assert found.agent_targets == {"one": "a.b:c", "two": "d:e"}
-    assert found.agent_names == ("research", "one", "two")
+    assert found.agent_names == ("research", "chat", "one", "two")
     assert found.cors_origins == ("https://a.example", "http://localhost:3000")
     assert found.jwt_algorithms == ("HS256", "RS256")
 
 
 def test_a_built_in_agent_can_be_replaced_and_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = loaded(monkeypatch, agents="research=mine:research")
-    assert found.agent_names == ("research",)
+    assert found.agent_names == ("research", "chat")
 
 
 def test_what_is_read_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:

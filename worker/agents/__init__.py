@@ -9,12 +9,17 @@ from pathlib import Path
 from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.agent import Agent
+from worker.agents.chat import make_chat
 from worker.agents.research import make_research
+from worker.tools.registry import load_tools
 
 
 def load(settings: Settings) -> dict[str, Agent]:
-    """By name. Raises Misconfigured, which names the agent that cannot be loaded and why."""
-    agents: dict[str, Agent] = {"research": make_research(settings.docs)}
+    """By name. Raises Misconfigured, which names the agent or the tool that cannot be loaded and why."""
+    agents: dict[str, Agent] = {
+        "research": make_research(settings.docs),
+        "chat": make_chat(settings, load_tools(settings)),
+    }
     if settings.agents and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     for name, target in settings.agent_targets.items():

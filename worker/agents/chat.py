@@ -1,0 +1,230 @@
+"""The built-in agent `chat`: asks a model, calls the tools that it wants called, until it has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.events import Error, Event, Final, Reasoning, Token, ToolCall, ToolResult, dumps
+from broker.settings import Settings
+from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
+from worker.agents.conversation import Conversation, opening, sendable
+from worker.agents.feed import Feed
+from worker.agents.joiner import Joiner
+from worker.models import open_model
+from worker.models.model import Call, End, Message, Model, ModelError, Options, Piece, Text, Thought
+from worker.models.parameters import SAMPLING, BadParameter, allowed_parameters
+from worker.tools.registry import Tools
+from worker.tools.result import MAX_RESULT_BYTES, cut
+from worker.tools.tool import parse_arguments
+
+logger = logging.getLogger(__name__)
+
+_BETWEEN_ROUNDS = "\n\n"
+_SHOWN_NAME = 200
+_SHOWN_MESSAGE = 2000
+
+
+def make_chat(settings: Settings, tools: Tools) -> Agent:
+    """The agent over the model of the settings. Without one its runs end with `model_not_configured`."""
+    # Now, and not at the first run: importing its SDK would hold the event loop up.
+    model = open_model(settings) if settings.model is not None else None
+
+    async def chat(run: Run) -> AsyncIterator[Event | Checkpoint]:
+        try:
+            wanted = Wanted.of(run.parameters, settings, tools)
+        except BadParameter as error:
+            yield Error(code="invalid_parameter", message=cut(str(error), _SHOWN_MESSAGE))
+            return
+        except ModelError as error:
+            yield Error(code=error.code, message=str(error))
+            return
+        assert model is not None
+        history = await run.history(tokens=settings.history_tokens) if settings.history_tokens else ()
+        before = opening(settings.system_prompt, history, run.query)
+        talk = _Talk(run, model, tools, wanted, before, most_rounds=settings.max_rounds)
+        async with aclosing(talk.events()) as events:
+            async for event in events:
+                yield event
+
+    return chat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a run's parameters ask for."""
+
+    model: str
+    sampling: dict[str, Any]
+    tools: tuple[str, ...]
+
+    @staticmethod
+    def of(given: dict[str, Any], settings: Settings, tools: Tools) -> Wanted:
+        """Raises BadParameter, and ModelError where there is no model."""
+        model, sampling = allowed_parameters(given, settings)
+        known = ("model", *SAMPLING, "tools")
+        if unknown := [name for name in given if name not in known]:
+            raise BadParameter(f"chat has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+        return Wanted(model=model, sampling=sampling, tools=_narrowed(given.get("tools"), tools.names))
+
+
+def _narrowed(given: Any, names: Sequence[str]) -> tuple[str, ...]:
+    if given is None:
+        return tuple(names)
+    if given is False:
+        return ()
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise BadParameter("tools must be a list of names, or false for none")
+    if unknown := [name for name in given if name not in names]:
+        raise BadParameter(f"tools: there is no {', '.join(unknown)}; there is {', '.join(names) or 'none'}")
+    return tuple(dict.fromkeys(given))
+
+
+class _Talk:
+    """One attempt at a run."""
+
+    def __init__(
+        self, run: Run, model: Model, tools: Tools, wanted: Wanted, before: list[Message], *, most_rounds: int
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._tools = tools
+        self._wanted = wanted
+        self._before = before
+        self._most_rounds = most_rounds
+        self._said = Conversation.restored(run.restored)
+        self._joiner = Joiner()
+        self._now = asyncio.get_running_loop().time
+        self._end: End | None = None
+        """Of the answer that called nothing."""
+        self._warned = False
+
+    async def events(self) -> AsyncGenerator[Event | Checkpoint, None]:
+        """All of them, the last one the end of the run."""
+        try:
+            while self._end is None:
+                step = self._call_tools() if self._said.pending else self._ask()
+                async with aclosing(step) as events:
+                    async for event in events:
+                        yield event
+            yield Final(usage=self._usage(self._end))
+        except ModelError as error:
+            yield Error(code=error.code, message=str(error))
+
+    async def _ask(self) -> AsyncGenerator[Event | Checkpoint, None]:
+        """One answer of the model. The last round that a run may have is asked without tools, so that it answers."""
+        last = self._said.rounds + 1 >= self._most_rounds
+        stream = self._model.stream(
+            sendable([*self._before, *self._said.messages]),
+            [] if last else self._tools.specs(self._wanted.tools),
+            Options(model=self._wanted.model, deadline=self._run.deadline, parameters=self._wanted.sampling),
+        )
+        answer, failure = _Answer(), None
+        async with Feed(stream) as feed:
+            try:
+                while not feed.ended:
+                    for piece in await feed.take(self._joiner.wait(self._now())):
+                        self._take(piece, answer)
+                    for event in self._joiner.take(self._now()):
+                        yield event
+            except ModelError as error:
+                failure = error
+        for event in self._joiner.take(self._now(), everything=True):
+            yield event
+        if failure is not None:
+            raise failure
+        if answer.end is None:
+            raise ModelError("model_broken", "The model's answer broke off.")
+        if answer.calls and last:
+            raise ModelError("too_many_rounds", f"The model still calls tools after {self._most_rounds} rounds.")
+        self._said = self._said.answered("".join(answer.text), answer.calls, answer.end.usage)
+        if not answer.calls:
+            self._end = answer.end
+            return
+        for call in answer.calls:
+            yield ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=_shown(call.arguments))
+        for checkpoint in self._checkpoint():
+            yield checkpoint
+
+    def _take(self, piece: Piece, answer: _Answer) -> None:
+        if isinstance(piece, Text):
+            if piece.text and not answer.text and self._said.has_text:
+                self._joiner.add(Token, _BETWEEN_ROUNDS, self._now())
+            self._joiner.add(Token, piece.text, self._now())
+            answer.text.append(piece.text)
+        elif isinstance(piece, Thought):
+            self._joiner.add(Reasoning, piece.text, self._now())
+        elif isinstance(piece, Call):
+            answer.calls.append(piece)
+        else:
+            answer.end = piece
+
+    async def _call_tools(self) -> AsyncGenerator[Event | Checkpoint, None]:
+        """The calls that have no result, at the same time; each result as it comes, and a checkpoint with it."""
+        tasks = {
+            asyncio.create_task(self._tools.call(call, self._run, self._wanted.tools)): call
+            for call in self._said.pending
+        }
+        try:
+            while tasks:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in tasks if task in done]:
+                    call, result = tasks.pop(task), task.result()
+                    self._said = self._said.resulted(call.id, result.text)
+                    yield ToolResult(id=call.id, tool=cut(call.name, _SHOWN_NAME), result=result.value)
+                    for checkpoint in self._checkpoint():
+                        yield checkpoint
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _checkpoint(self) -> Iterator[Checkpoint]:
+        """One, or none where the conversation is too large: a later attempt then begins at an earlier one."""
+        state = self._said.model_dump(mode="json")
+        size = len(dumps(state))
+        if size <= MAX_EVENT_BYTES:
+            yield Checkpoint(state=state)
+        elif not self._warned:
+            self._warned = True
+            logger.warning(
+                "a conversation is too large for a checkpoint; a later attempt would call its last tools again",
+                extra={"request_id": self._run.request_id, "bytes": size},
+            )
+
+    def _usage(self, end: End) -> dict[str, Any]:
+        """Of all rounds; without tokens where the server does not tell."""
+        used = self._said.usage
+        tokens = (
+            {}
+            if used is None
+            else {
+                "prompt_tokens": used.prompt,
+                "completion_tokens": used.completion,
+                "total_tokens": used.prompt + used.completion,
+                "cached_tokens": used.cached,
+                "reasoning_tokens": used.reasoning,
+            }
+        )
+        return {**tokens, "rounds": self._said.rounds, "model": self._wanted.model, "finish_reason": end.reason}
+
+
+@dataclass
+class _Answer:
+    text: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    end: End | None = None
+
+
+def _shown(arguments: str) -> Any:
+    """A call's arguments for the log: JSON where they are, else the text, cut to what an event can carry."""
+    try:
+        value = parse_arguments(arguments)
+        fits = len(dumps(value)) <= MAX_RESULT_BYTES
+    except (ValueError, RecursionError):
+        fits = False
+    return value if fits else cut(arguments)
