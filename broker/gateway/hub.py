@@ -81,7 +81,7 @@ class Hub:
         self._subscriber = Subscriber(
             subscriptions, on_message=self._message, on_batch=self._flush, on_reset=self._read_again
         )
-        self.draining = False
+        self.cutting = False
 
     def start(self) -> None:
         self._subscriber.start()
@@ -105,7 +105,7 @@ class Hub:
 
     def drain(self) -> None:
         """Cuts every stream at an event boundary, and every one to come."""
-        self.draining = True
+        self.cutting = True
         for channel in self._channels.values():
             for view in channel.views.values():
                 for reader in tuple(view.readers):
@@ -134,7 +134,7 @@ class Hub:
         reader = Reader(channel.view(dialect, long_ids), sink, position, cut_at)
         reader.view.readers.add(reader)
         sink.attach(reader)
-        if self.draining:
+        if self.cutting:
             reader.cut()
         return reader
 
@@ -160,7 +160,7 @@ class Hub:
         channel.watchers.append(ended)
         leaving = asyncio.create_task(left())
         try:
-            if not channel.finished and not self.draining:
+            if not channel.finished and not self.cutting:
                 await asyncio.wait([ended, leaving], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()

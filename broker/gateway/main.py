@@ -33,7 +33,7 @@ def make_server(settings: Settings, kind: type[Server] = Server) -> Server:
     gateway = app.state.gateway
 
     def drain() -> None:
-        gateway.draining = True
+        gateway.unready = True
 
     config = configure(app, send_timeout=settings.send_timeout_seconds)
     return kind(config, drain_delay=settings.drain_delay_seconds, on_drain=drain, on_cut=gateway.hub.drain)

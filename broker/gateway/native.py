@@ -117,7 +117,7 @@ class NativeApi:
         self, request: Request, principal: Principal, submission: Submission, *, repeated: bool
     ) -> Accepted:
         key = requests.idempotency_key(request)
-        if self._hub.draining:
+        if self._hub.cutting:
             raise Draining
         return await self._runs.submit(principal.owner, submission, idempotency_key=key, repeated=repeated)
 
@@ -156,7 +156,7 @@ class NativeApi:
     async def _stream(
         self, request_id: str, head: Head, principal: Principal, position: EventId, *, long_ids: bool
     ) -> Asgi:
-        if self._hub.draining:
+        if self._hub.cutting:
             return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
         try:
             await self._watched(request_id, head)

@@ -61,7 +61,7 @@ class Operations:
         return json_response(api.Health(status="ok"))
 
     async def readyz(self, request: Request, principal: Principal) -> Asgi:
-        if self._gateway.draining:
+        if self._gateway.unready:
             raise Draining
         await self._gateway.runs.ping()
         if not self._gateway.hub.connected:

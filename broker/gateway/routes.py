@@ -44,7 +44,8 @@ class Gateway:
     runs: Runs
     hub: Hub
     authenticate: Authenticator
-    draining: bool = False
+    unready: bool = False
+    """Whether it drains: it still accepts, but load balancers shall leave it out."""
 
 
 def json_response(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

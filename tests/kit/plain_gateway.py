@@ -23,7 +23,7 @@ def main(port: int) -> None:
     gateway = app.state.gateway
 
     def drain() -> None:
-        gateway.draining = True
+        gateway.unready = True
 
     config = uvicorn.Config(
         app,
