@@ -9,6 +9,7 @@ import click
 
 from broker import __version__
 from broker.cli import serving
+from broker.cli.doctor import doctor
 from broker.errors import BrokerError
 
 
@@ -21,7 +22,7 @@ def cli() -> None:
     """
 
 
-for command in (serving.serve, serving.worker, serving.token, serving.demo):
+for command in (serving.serve, serving.worker, serving.token, serving.demo, doctor):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import httpx
@@ -114,34 +114,45 @@ class Jwks:
         try:
             # The client's timeout is per read, and would let a trickle last for ever; this one is for the whole.
             async with asyncio.timeout(FETCH_SECONDS):
-                self._replace(_parse(await self._download()))
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
+                self._replace(await fetch(self._client, self._url))
+        except NOT_FETCHED as error:
             logger.warning("JWKS %s not fetched: %s: %s", redact_url(self._url), type(error).__name__, error)
         finally:
             self._fetching = None
-
-    async def _download(self) -> bytes:
-        # Identity, and the raw bytes: the limit would come too late for a compressed bomb.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        async with self._client.stream("GET", self._url, headers=headers) as response:
-            if response.status_code != 200:
-                raise ValueError(f"status {response.status_code}")
-            body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > MAX_DOCUMENT_BYTES:
-                    raise ValueError(f"more than {MAX_DOCUMENT_BYTES} bytes")
-            return bytes(body)
 
     def _replace(self, document: list[Any]) -> None:
         # An empty set is a set too: it revokes every key.
         self._fetched = time.monotonic()
         if document == self._document:
             return
-        keys = [key for key in (_load(jwk, self._algorithms) for jwk in document) if key is not None]
+        keys = usable(document, self._algorithms)
         logger.info("JWKS %s: %d of %d keys are usable", redact_url(self._url), len(keys), len(document))
         self._document, self._keys = document, keys
         self.generation += 1
+
+
+NOT_FETCHED = (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError)
+"""What `fetch` raises."""
+
+
+async def fetch(client: httpx.AsyncClient, url: str) -> list[Any]:
+    """The members of a JWKS, as they are; the caller limits the time."""
+    # Identity, and the raw bytes: the limit would come too late for a compressed bomb.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    async with client.stream("GET", url, headers=headers) as response:
+        if response.status_code != 200:
+            raise ValueError(f"status {response.status_code}")
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_DOCUMENT_BYTES:
+                raise ValueError(f"more than {MAX_DOCUMENT_BYTES} bytes")
+        return _parse(bytes(body))
+
+
+def usable(document: Iterable[Any], accepted: Collection[str]) -> list[Key]:
+    """The keys that verify tokens of the accepted algorithms."""
+    return [key for key in (_load(jwk, accepted) for jwk in document) if key is not None]
 
 
 def _parse(body: bytes) -> list[Any]:

@@ -65,3 +65,13 @@ def runs_of(owner: Owner) -> str:
 def session_of(owner: Owner, session_id: str) -> str:
     """The same, of one session."""
     return f"sb:session:{_digest(*owner)}:{_digest(session_id)}"
+
+
+def scratch(number: int) -> str:
+    """In the place of a request_id: for keys that show what may be done, and are gone again at once."""
+    return f"doctor-{number}"
+
+
+def scratch_index(name: str) -> str:
+    """A zset of the same purpose, in the slot of that name."""
+    return f"sb:{{{name}}}:index"

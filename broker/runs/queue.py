@@ -17,7 +17,8 @@ from broker.runs import keys
 from broker.runs.connections import connect
 
 FUNCTION = "run"
-_DUE_MARGIN_MS = 2_000
+DUE_MARGIN_MS = 2_000
+"""A job's score in the queue is its time less this, so that no worker's clock finds it in the future."""
 _JOB_LIFE = timedelta(days=7)
 
 
@@ -29,6 +30,11 @@ def _serialize(job: dict[str, Any]) -> bytes:
 def job_id(request_id: str, attempt: int, enqueues: int) -> str:
     """One id per enqueue: arq refuses, in silence, an id whose job or result key is still there."""
     return f"{request_id}:{attempt}:{enqueues}"
+
+
+def job_keys(job: str) -> tuple[str, str, str]:
+    """All that arq keeps of a job beside its place in the queue."""
+    return job_key_prefix + job, retry_key_prefix + job, in_progress_key_prefix + job
 
 
 class Queue:
@@ -54,7 +60,7 @@ class Queue:
         data = serialize_job(FUNCTION, (payload,), {}, None, now_ms, serializer=_serialize)
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(job_key_prefix + job, data, nx=True, px=_JOB_LIFE)
-            pipe.zadd(keys.QUEUE, {job: now_ms - _DUE_MARGIN_MS}, nx=True)
+            pipe.zadd(keys.QUEUE, {job: now_ms - DUE_MARGIN_MS}, nx=True)
             pipe.publish(keys.DOORBELL, b"")
             added, _, _ = await pipe.execute()
         return bool(added)
@@ -75,7 +81,7 @@ class Queue:
         """
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.zrem(keys.QUEUE, job)
-            pipe.delete(job_key_prefix + job, retry_key_prefix + job, in_progress_key_prefix + job)
+            pipe.delete(*job_keys(job))
             if look_at_ms is not None:
                 pipe.zadd(keys.LEASES, {request_id: look_at_ms})
             await pipe.execute()

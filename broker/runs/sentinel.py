@@ -38,6 +38,11 @@ class Sentinels:
             self._asking.add_done_callback(self._asked)
         return await asyncio.shield(self._asking)
 
+    async def opinions(self) -> dict[Address, Address | str]:
+        """What each Sentinel says: where the primary is, or why it does not say."""
+        answers = await asyncio.gather(*(self._ask(node) for node in self._nodes))
+        return dict(zip(self._nodes, answers, strict=True))
+
     def _asked(self, task: asyncio.Task[list[Address]]) -> None:
         self._asking = None
         if not task.cancelled():

@@ -23,7 +23,7 @@ from tests.kit.http import Client
 from tests.kit.processes import SECRET, Process, environment, wait_for
 from tests.kit.redis_server import RedisServer, free_port
 
-COMMANDS = ["serve", "worker", "token", "demo"]
+COMMANDS = ["serve", "worker", "token", "demo", "doctor"]
 
 
 # Help and usage

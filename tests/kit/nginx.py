@@ -37,13 +37,14 @@ http {{
         listen 127.0.0.1:{port} backlog=4096;
         location / {{
             proxy_pass http://gateways;
-            proxy_http_version 1.1;
+            proxy_http_version {http_version};
             proxy_set_header Host $http_host;
             proxy_set_header Connection "";
-            proxy_buffering off;
+            proxy_buffering {buffering};
             proxy_connect_timeout 2s;
-            proxy_read_timeout 60s;
+            proxy_read_timeout {read_timeout};
             proxy_next_upstream error timeout http_503 non_idempotent;
+            {extra}
         }}
     }}
 }}
@@ -54,8 +55,26 @@ def find() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
+def readiness(url: str) -> int:
+    """The status with which a proxy passes on that a gateway is ready; 0 where it does not listen yet."""
+    try:
+        return httpx.get(url + "/readyz", verify=False).status_code
+    except httpx.TransportError:
+        return 0
+
+
 class Nginx:
-    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: Sequence[int],
+        *,
+        buffering: str = "off",
+        http_version: str = "1.1",
+        read_timeout: str = "60s",
+        extra: str = "",
+    ) -> None:
+        """`extra` are more directives of the location."""
         binary = find()
         assert binary is not None
         self.port = free_port()
@@ -63,20 +82,28 @@ class Nginx:
         servers = "\n        ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in ports)
         user = "user root;" if os.getuid() == 0 else ""
         self._folder = folder
-        (folder / "nginx.conf").write_text(_CONFIG.format(folder=folder, port=self.port, servers=servers, user=user))
+        folder.mkdir(exist_ok=True)
+        config = _CONFIG.format(
+            folder=folder,
+            port=self.port,
+            servers=servers,
+            user=user,
+            buffering=buffering,
+            http_version=http_version,
+            read_timeout=read_timeout,
+            extra=extra,
+        )
+        (folder / "nginx.conf").write_text(config)
         command = [binary, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
         self._process = subprocess.Popen(command)
 
     def until_ready(self) -> Nginx:
-        def ready() -> bool:
-            assert self._process.poll() is None, self.errors()
-            try:
-                return httpx.get(self.url + "/readyz", verify=False).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_for(ready)
+        wait_for(lambda: self.answer() == 200)
         return self
+
+    def answer(self) -> int:
+        assert self._process.poll() is None, self.errors()
+        return readiness(self.url)
 
     def errors(self) -> str:
         return (self._folder / "error.log").read_text("utf-8")

@@ -1,0 +1,93 @@
+"""Findings of `broker doctor`, and facts to judge."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from broker.doctor.finding import Finding, Severity
+from broker.doctor.site import Server, Site
+from tests.kit.command import Done
+
+ROOT = Path(__file__).parents[2]
+SOUND_INFO = {
+    "redis_version": "7.2.4",
+    "role": "master",
+    "connected_slaves": 0,
+    "maxmemory": 1024 * 1024 * 1024,
+    "maxmemory_policy": "noeviction",
+    "used_memory": 1024 * 1024,
+    "aof_enabled": 1,
+    "aof_last_write_status": "ok",
+    "aof_last_bgrewrite_status": "ok",
+    "rdb_last_bgsave_status": "ok",
+}
+SOUND_CONFIG = {
+    "appendfsync": "everysec",
+    "save": "",
+    "stop-writes-on-bgsave-error": "yes",
+    "min-replicas-to-write": "0",
+    "maxmemory-policy": "noeviction",
+    "client-output-buffer-limit": "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60",
+    "timeout": "0",
+}
+
+
+def server(*, info: dict[str, Any] | None = None, config: dict[str, str] | None = None, **facts: Any) -> Server:
+    """A sound server, but for what is given."""
+    sound: dict[str, Any] = {
+        "name": "redis:6379",
+        "info": {**SOUND_INFO, **(info or {})},
+        "config": {**SOUND_CONFIG, **(config or {})},
+        "pings_ms": (0.2, 0.1, 0.3),
+        "clock_ms": 1.0,
+        "clock_error_ms": 0.1,
+    }
+    return Server(**{**sound, **facts})
+
+
+def site(*servers: Server, **facts: Any) -> Site:
+    return Site(**{"title": "The Redis of the runs, redis://redis:6379", "kind": "server", "servers": servers, **facts})
+
+
+def replica(**facts: Any) -> dict[str, Any]:
+    """As INFO has it, by its name there."""
+    return {"connected_slaves": 1, "slave0": {"ip": "10.0.0.2", "port": 6379, "state": "online", "lag": 0, **facts}}
+
+
+def worst(findings: Iterable[Finding]) -> Severity:
+    return max((finding.severity for finding in findings), default=Severity.OK)
+
+
+def the(findings: Iterable[Finding], code: str) -> Finding:
+    """The only finding of this code that is not ok, or else the only one."""
+    found = [finding for finding in findings if finding.code == code]
+    [one] = [finding for finding in found if finding.severity is not Severity.OK] or found
+    return one
+
+
+def diagnosis(done: Done) -> list[Finding]:
+    """What `broker doctor --json` has printed; its exit code must fit."""
+    printed = json.loads(done.stdout)
+    assert printed["exit_code"] == done.returncode, done.stderr
+    return [
+        Finding(code=row["code"], severity=Severity[row["severity"].upper()], title=row["title"], advice=row["advice"])
+        for row in printed["findings"]
+    ]
+
+
+def documented_codes() -> set[str]:
+    """Those with a row in the tables of docs/doctor.md."""
+    return set(re.findall(r"(?m)^\| `(\w+)` \|", (ROOT / "docs" / "doctor.md").read_text("utf-8")))
+
+
+def codes_in_source() -> set[str]:
+    """Those that the checks name: the first argument of ok, note, warning, error and make."""
+    found: set[str] = set()
+    for path in (ROOT / "broker").rglob("*doctor*/*.py"):
+        found |= set(re.findall(r'\b(?:ok|note|warning|error|make)\(\s*"(\w+)"', path.read_text("utf-8")))
+    found |= set(re.findall(r'\b(?:error)\("(\w+)"', (ROOT / "broker" / "cli" / "doctor.py").read_text("utf-8")))
+    return found
