@@ -9,12 +9,13 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
+import pytest_asyncio
 
-from tests.kit.model_answers import KEY, ask, model_at
+from tests.kit.model_answers import KEY, Models, ask
 from tests.kit.model_stub import ModelStub
 from tests.kit.pieces import calls, end, text, thoughts
 from tests.kit.redis_server import free_port
@@ -23,12 +24,20 @@ from worker.models.model import Message, Options, ToolSpec
 
 WEATHER = ToolSpec(name="weather", description="Tells it.", parameters={"type": "object", "properties": {}})
 _names = itertools.count(1)
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
 def stub() -> Iterator[ModelStub]:
     with ModelStub() as server:
         yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def models() -> AsyncIterator[Models]:
+    made = Models()
+    yield made
+    await made.close()
 
 
 @pytest.fixture(params=["completions", "responses"])
@@ -42,8 +51,8 @@ def name() -> str:
     return f"test-{next(_names)}."
 
 
-async def test_an_answer_with_reasoning_and_usage(stub: ModelStub, api: str, name: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[say=Hello you]] [[reasoning=hm hm]] [[cached=3]]")
+async def test_an_answer_with_reasoning_and_usage(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[say=Hello you]] [[reasoning=hm hm]] [[cached=3]]")
     assert answered.error is None
     assert (thoughts(answered.pieces), text(answered.pieces)) == ("hm hm", "Hello you")
     usage = end(answered.pieces).usage
@@ -55,14 +64,14 @@ async def test_an_answer_with_reasoning_and_usage(stub: ModelStub, api: str, nam
     assert entry["key"] == KEY
 
 
-async def test_the_other_kind_of_reasoning(stub: ModelStub, api: str, name: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[say=Hello]] [[thinking=hm hm]]")
+async def test_the_other_kind_of_reasoning(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[say=Hello]] [[thinking=hm hm]]")
     assert (thoughts(answered.pieces), text(answered.pieces)) == ("hm hm", "Hello")
 
 
-async def test_several_tool_calls_and_the_next_round(stub: ModelStub, api: str, name: str) -> None:
+async def test_several_tool_calls_and_the_next_round(models: Models, stub: ModelStub, api: str, name: str) -> None:
     query = f'{name} [[tool=weather {{"city":"Bern"}}]] [[tool=weather {{"city":"Basel"}}]]'
-    first = await ask(model_at(stub, api=api), query, tools=[WEATHER])
+    first = await ask(models.at(stub, api=api), query, tools=[WEATHER])
     assert [arguments for _, _, arguments in calls(first.pieces)] == ['{"city":"Bern"}', '{"city":"Basel"}']
     assert end(first.pieces).reason == "tool_calls"
     made = [
@@ -72,13 +81,13 @@ async def test_several_tool_calls_and_the_next_round(stub: ModelStub, api: str, 
     results = [{"role": "tool", "tool_call_id": call["id"], "content": "12 degrees"} for call in made]
     messages: list[Message] = [{"role": "user", "content": query}]
     messages.append({"role": "assistant", "content": None, "tool_calls": made})
-    second = await ask(model_at(stub, api=api), [*messages, *results], tools=[WEATHER])
+    second = await ask(models.at(stub, api=api), [*messages, *results], tools=[WEATHER])
     assert "12 degrees" in text(second.pieces)
     assert stub.journal(name)[-1]["messages"] == [*messages, *results]
 
 
-async def test_parameters_arrive(stub: ModelStub, api: str, name: str) -> None:
-    model = model_at(stub, api=api)
+async def test_parameters_arrive(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    model = models.at(stub, api=api)
     answered = await ask(model, f"{name} [[tokens=50]]", temperature=0.5, max_tokens=7, reasoning_effort="low")
     assert end(answered.pieces).reason == "length"
     assert text(answered.pieces) == "w1 w2 w3 w4 w5 w6 w7"
@@ -101,8 +110,10 @@ HOPELESS = [
 
 
 @pytest.mark.parametrize(("kind", "code"), HOPELESS)
-async def test_what_is_hopeless_fails_at_once(stub: ModelStub, api: str, name: str, kind: str, code: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[fail={kind}]]")
+async def test_what_is_hopeless_fails_at_once(
+    models: Models, stub: ModelStub, api: str, name: str, kind: str, code: str
+) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[fail={kind}]]")
     assert answered.code == code
     assert answered.pieces == []
     assert len(stub.journal(name)) == 1
@@ -114,8 +125,10 @@ PASSING += ["break", "malformed", "error", "end", "empty"]
 
 
 @pytest.mark.parametrize("kind", PASSING)
-async def test_what_passes_is_retried_before_the_first_token(stub: ModelStub, api: str, name: str, kind: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[say=Hello you]] [[fail={kind} times=2]]")
+async def test_what_passes_is_retried_before_the_first_token(
+    models: Models, stub: ModelStub, api: str, name: str, kind: str
+) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[say=Hello you]] [[fail={kind} times=2]]")
     assert answered.error is None
     assert text(answered.pieces) == "Hello you"
     assert len(stub.journal(name)) == 3
@@ -132,26 +145,28 @@ LASTING = [
 
 
 @pytest.mark.parametrize(("kind", "code"), LASTING)
-async def test_what_lasts_fails_before_the_deadline(stub: ModelStub, api: str, name: str, kind: str, code: str) -> None:
-    answered = await ask(model_at(stub, api=api, retry_seconds=1000), f"{name} [[fail={kind}]]", seconds=0.5)
+async def test_what_lasts_fails_before_the_deadline(
+    models: Models, stub: ModelStub, api: str, name: str, kind: str, code: str
+) -> None:
+    answered = await ask(models.at(stub, api=api, retry_seconds=1000), f"{name} [[fail={kind}]]", seconds=0.5)
     assert answered.code == code
     assert len(stub.journal(name)) > 1
 
 
-async def test_an_empty_answer_is_not_asked_for_for_ever(stub: ModelStub, api: str, name: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[fail=empty]]")
+async def test_an_empty_answer_is_not_asked_for_for_ever(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[fail=empty]]")
     assert answered.code == "model_empty"
     assert len(stub.journal(name)) == 3
 
 
-async def test_the_server_says_when_to_come_back(stub: ModelStub, api: str, name: str) -> None:
-    await ask(model_at(stub, api=api), f"{name} [[fail=429 retry_after=1 times=1]]")
+async def test_the_server_says_when_to_come_back(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    await ask(models.at(stub, api=api), f"{name} [[fail=429 retry_after=1 times=1]]")
     first, second = stub.journal(name)
     assert second["time"] - first["time"] >= 1
 
 
-async def test_a_wish_beyond_the_deadline_fails_at_once(stub: ModelStub, api: str, name: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[fail=429 retry_after=100]]")
+async def test_a_wish_beyond_the_deadline_fails_at_once(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[fail=429 retry_after=100]]")
     assert answered.code == "model_rate_limited"
     assert len(stub.journal(name)) == 1
 
@@ -167,31 +182,33 @@ BROKEN = [
 
 @pytest.mark.parametrize(("kind", "code"), BROKEN)
 async def test_after_the_first_token_it_is_told_and_what_came_stays(
-    stub: ModelStub, api: str, name: str, kind: str, code: str
+    models: Models, stub: ModelStub, api: str, name: str, kind: str, code: str
 ) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[tokens=50]] [[fail={kind} after=5]]")
+    answered = await ask(models.at(stub, api=api), f"{name} [[tokens=50]] [[fail={kind} after=5]]")
     assert answered.code == code
     assert text(answered.pieces) == "w1 w2 w3 w4 w5"
     assert len(stub.journal(name)) == 1
 
 
-async def test_reasoning_counts_as_the_first_token(stub: ModelStub, api: str, name: str) -> None:
-    answered = await ask(model_at(stub, api=api), f"{name} [[reasoning=a b c]] [[fail=break after=2]]")
+async def test_reasoning_counts_as_the_first_token(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    answered = await ask(models.at(stub, api=api), f"{name} [[reasoning=a b c]] [[fail=break after=2]]")
     assert answered.code == "model_broken"
     assert thoughts(answered.pieces) == "a b"
     assert len(stub.journal(name)) == 1
 
 
-async def test_calls_that_break_off_are_asked_for_again(stub: ModelStub, api: str, name: str) -> None:
+async def test_calls_that_break_off_are_asked_for_again(models: Models, stub: ModelStub, api: str, name: str) -> None:
     query = f'{name} [[tool=weather {{"city":"Bern"}}]] [[fail=break after=2 times=1]]'
-    answered = await ask(model_at(stub, api=api), query, tools=[WEATHER])
+    answered = await ask(models.at(stub, api=api), query, tools=[WEATHER])
     assert [arguments for _, _, arguments in calls(answered.pieces)] == ['{"city":"Bern"}']
     assert len(stub.journal(name)) == 2
 
 
 @pytest.mark.parametrize("kind", ["silent", "stall"])
-async def test_a_stall_before_the_first_token_is_retried(stub: ModelStub, api: str, name: str, kind: str) -> None:
-    model = model_at(stub, api=api, stall_seconds=0.5)
+async def test_a_stall_before_the_first_token_is_retried(
+    models: Models, stub: ModelStub, api: str, name: str, kind: str
+) -> None:
+    model = models.at(stub, api=api, stall_seconds=0.5)
     answered = await ask(model, f"{name} [[say=Hello]] [[fail={kind} times=1]]")
     assert text(answered.pieces) == "Hello"
     first, second = stub.journal(name)
@@ -199,49 +216,52 @@ async def test_a_stall_before_the_first_token_is_retried(stub: ModelStub, api: s
     assert second["time"] - first["time"] >= 0.5
 
 
-async def test_a_stall_after_the_first_token_is_told(stub: ModelStub, api: str, name: str) -> None:
-    model = model_at(stub, api=api, stall_seconds=0.5)
+async def test_a_stall_after_the_first_token_is_told(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    model = models.at(stub, api=api, stall_seconds=0.5)
     answered = await ask(model, f"{name} [[tokens=50]] [[fail=stall after=5]]")
     assert answered.code == "model_stalled"
     assert text(answered.pieces) == "w1 w2 w3 w4 w5"
     stub.until_ended("disconnected", name)
 
 
-async def test_a_server_that_is_slow_but_not_silent_has_not_stalled(stub: ModelStub, api: str, name: str) -> None:
-    model = model_at(stub, api=api, stall_seconds=0.5)
+async def test_a_server_that_is_slow_but_not_silent_has_not_stalled(
+    models: Models, stub: ModelStub, api: str, name: str
+) -> None:
+    model = models.at(stub, api=api, stall_seconds=0.5)
     answered = await ask(model, f"{name} [[tokens=10]] [[pace=10]]")
     assert answered.error is None
     assert text(answered.pieces).endswith("w10")
 
 
-async def test_a_refused_connection_is_retried_until_the_server_is_there(api: str) -> None:
+async def test_a_refused_connection_is_retried_until_the_server_is_there(models: Models, api: str) -> None:
     port = free_port()
-    asking = asyncio.create_task(ask(model_at(f"http://127.0.0.1:{port}/v1", api=api), "[[say=Hello]]"))
+    asking = asyncio.create_task(ask(models.at(f"http://127.0.0.1:{port}/v1", api=api), "[[say=Hello]]"))
     await asyncio.sleep(0.3)
     with await asyncio.to_thread(ModelStub, "--port", str(port)) as late:
         assert text((await asking).pieces) == "Hello"
         assert len(late.journal()) == 1
 
 
-async def test_a_refused_connection_fails_with_its_code(api: str) -> None:
-    model = model_at(f"http://127.0.0.1:{free_port()}/v1", api=api, retry_seconds=0.5)
+async def test_a_refused_connection_fails_with_its_code(models: Models, api: str) -> None:
+    model = models.at(f"http://127.0.0.1:{free_port()}/v1", api=api, retry_seconds=0.5)
     answered = await ask(model, "hi")
     assert answered.code == "model_unavailable"
 
 
-async def test_closing_the_answer_stops_the_server(stub: ModelStub, api: str, name: str) -> None:
-    model = model_at(stub, api=api)
+async def test_closing_the_answer_stops_the_server(models: Models, stub: ModelStub, api: str, name: str) -> None:
+    model = models.at(stub, api=api)
     options = Options(model="m", deadline=time.time() + 60)
     query = {"role": "user", "content": f"{name} [[tokens=10000]] [[pace=20]]"}
     async with aclosing(model.stream([query], [], options)) as pieces:
         async for _ in pieces:
             break
     await asyncio.to_thread(stub.until_ended, "disconnected", name, seconds=5)
-    await model.aclose()
 
 
-async def test_a_cancelled_task_stops_the_server_before_it_has_answered(stub: ModelStub, api: str, name: str) -> None:
-    asking = asyncio.create_task(ask(model_at(stub, api=api, stall_seconds=60), f"{name} [[fail=silent]]"))
+async def test_a_cancelled_task_stops_the_server_before_it_has_answered(
+    models: Models, stub: ModelStub, api: str, name: str
+) -> None:
+    asking = asyncio.create_task(ask(models.at(stub, api=api, stall_seconds=60), f"{name} [[fail=silent]]"))
     while not stub.journal(name):
         await asyncio.sleep(0.02)
     asking.cancel()
@@ -250,50 +270,52 @@ async def test_a_cancelled_task_stops_the_server_before_it_has_answered(stub: Mo
 
 
 async def test_the_key_is_in_no_message_and_in_no_log(
-    stub: ModelStub, api: str, name: str, caplog: pytest.LogCaptureFixture
+    models: Models, stub: ModelStub, api: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = f'{{"error": {{"message": "what key is {KEY}?"}}}}'.encode()
     head = f"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\nContent-Length: {len(said)}\r\n\r\n".encode()
     with caplog.at_level(logging.DEBUG), Stub([head + said]) as server:
-        answered = await ask(model_at(server.url + "v1", api=api), "hi")
+        answered = await ask(models.at(server.url + "v1", api=api), "hi")
     assert answered.code == "model_refused_request"
     assert "what key is" in str(answered.error)
     assert KEY not in str(answered.error)
     assert KEY not in "".join(str(vars(record)) for record in caplog.records)
 
 
-async def test_a_server_without_responses_is_asked_by_chat_completions_from_then_on(name: str) -> None:
+async def test_a_server_without_responses_is_asked_by_chat_completions_from_then_on(models: Models, name: str) -> None:
     with ModelStub("--no-responses") as older:
-        model = model_at(older, api="auto")
+        model = models.at(older, api="auto")
         for n in range(2):
             assert text((await ask(model, f"{name} [[say=Hello {n}]]")).pieces) == f"Hello {n}"
         assert [entry["path"] for entry in older.journal(name)] == ["/v1/chat/completions"] * 2
 
 
-async def test_a_server_with_responses_is_asked_by_them(stub: ModelStub, name: str) -> None:
-    model = model_at(stub, api="auto")
+async def test_a_server_with_responses_is_asked_by_them(models: Models, stub: ModelStub, name: str) -> None:
+    model = models.at(stub, api="auto")
     await ask(model, name)
     assert (await ask(model, f"{name} [[fail=404]]")).code == "model_not_found", "which is not a missing API"
     await ask(model, name)
     assert [entry["path"] for entry in stub.journal(name)] == ["/v1/responses"] * 3
 
 
-async def test_a_parameter_that_responses_lack_is_sent_by_chat_completions(stub: ModelStub, name: str) -> None:
-    await ask(model_at(stub, api="auto"), name, seed=7)
+async def test_a_parameter_that_responses_lack_is_sent_by_chat_completions(
+    models: Models, stub: ModelStub, name: str
+) -> None:
+    await ask(models.at(stub, api="auto"), name, seed=7)
     [entry] = stub.journal(name)
     assert (entry["path"], entry["parameters"]["seed"]) == ("/v1/chat/completions", 7)
 
 
-async def test_responses_that_must_be_there_and_are_not() -> None:
+async def test_responses_that_must_be_there_and_are_not(models: Models) -> None:
     with ModelStub("--no-responses") as older:
-        answered = await ask(model_at(older, api="responses"), "hi")
+        answered = await ask(models.at(older, api="responses"), "hi")
         assert answered.code == "model_refused_request"
         assert "OPENAI_BASE_URL" in str(answered.error)
 
 
-async def test_a_server_that_does_not_stream_is_told_so() -> None:
+async def test_a_server_that_does_not_stream_is_told_so(models: Models) -> None:
     with Stub([chunked(b"<html>hello</html>", content_type="text/html")]) as server:
-        answered = await ask(model_at(server.url + "v1"), "hi")
+        answered = await ask(models.at(server.url + "v1"), "hi")
     assert answered.code == "model_refused_request"
 
 
@@ -310,27 +332,27 @@ async def test_a_server_that_does_not_stream_is_told_so() -> None:
         b'{"choices": [{"delta": {"content": "\xff"}}]}',
     ],
 )
-async def test_whatever_a_chunk_is_it_is_an_answer_that_broke(chunk: bytes) -> None:
+async def test_whatever_a_chunk_is_it_is_an_answer_that_broke(models: Models, chunk: bytes) -> None:
     with Stub([chunked(b"data: " + chunk + b"\n\n")]) as server:
-        answered = await ask(model_at(server.url + "v1", retry_seconds=0), "hi")
+        answered = await ask(models.at(server.url + "v1", retry_seconds=0), "hi")
     assert answered.code == "model_broken"
 
 
-async def test_the_end_may_be_missing_once_the_answer_has_ended() -> None:
+async def test_the_end_may_be_missing_once_the_answer_has_ended(models: Models) -> None:
     said = b'data: {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}\n\n'
     with Stub([chunked(said, end=False), "reset"]) as server:
-        answered = await ask(model_at(server.url + "v1"), "hi")
+        answered = await ask(models.at(server.url + "v1"), "hi")
     assert answered.error is None
     assert text(answered.pieces) == "Hello"
 
 
-async def test_without_a_key_there_is_no_model_at_openai() -> None:
-    answered = await ask(model_at("https://api.openai.com/v1", key=None), "hi")
+async def test_without_a_key_there_is_no_model_at_openai(models: Models) -> None:
+    answered = await ask(models.at("https://api.openai.com/v1", key=None), "hi")
     assert answered.code == "model_not_configured"
     assert "OPENAI_API_KEY" in str(answered.error)
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_used_again(models: Models) -> None:
     """What listens counts its connections."""
     with socket.create_server(("127.0.0.1", 0)) as front, ModelStub() as server:
         counted, ended = 0, asyncio.Event()
@@ -350,12 +372,11 @@ async def test_a_connection_is_used_again() -> None:
             ended.set()
 
         proxy = await asyncio.start_server(pass_on, sock=front.dup())
-        model = model_at(f"http://127.0.0.1:{front.getsockname()[1]}/v1")
+        model = models.at(f"http://127.0.0.1:{front.getsockname()[1]}/v1")
         options = Options(model="m", deadline=time.time() + 60)
         for _ in range(3):
             async with aclosing(model.stream([{"role": "user", "content": "hi"}], [], options)) as pieces:
                 assert [piece async for piece in pieces]
-        await model.aclose()
-        await ended.wait()
+            await ended.wait()
         proxy.close()
         assert counted == 1

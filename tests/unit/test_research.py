@@ -24,12 +24,11 @@ from worker.agents.documents import index_of
 from worker.agents.folder import quotable_text
 from worker.agents.research import (
     MOST_SOURCES,
-    NO_DOCUMENTS,
-    NOTHING_FOUND,
     Plan,
     make_research,
     split,
 )
+from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND
 from worker.agents.text import Passage
 
 CORPUS = Path(__file__).parent.parent / "corpus"

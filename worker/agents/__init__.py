@@ -17,7 +17,7 @@ from worker.tools.registry import load_tools
 def load(settings: Settings) -> dict[str, Agent]:
     """By name. Raises Misconfigured, which names the agent or the tool that cannot be loaded and why."""
     agents: dict[str, Agent] = {
-        "research": make_research(settings.docs),
+        "research": make_research(settings.docs, settings),
         "chat": make_chat(settings, load_tools(settings)),
     }
     if settings.agents and str(Path.cwd()) not in sys.path:

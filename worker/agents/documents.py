@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.agents import folder as files
+from worker.agents.stems import TOKENIZER, Stemmer
 from worker.agents.text import Passage, unmarked
 
 RESCAN_SECONDS = 1.0
@@ -30,11 +31,9 @@ with would you your
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
-_SCHEMA = """
-CREATE VIRTUAL TABLE passages USING fts5(title, heading, body, tokenize='porter unicode61 remove_diacritics 2');
+_SCHEMA = f"""
+CREATE VIRTUAL TABLE passages USING fts5(title, heading, body, tokenize='{TOKENIZER}');
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab(passages, row);
-CREATE VIRTUAL TABLE scratch USING fts5(text, content='', tokenize='porter unicode61 remove_diacritics 2');
-CREATE VIRTUAL TABLE stems USING fts5vocab(scratch, instance);
 """
 _INSERT = "INSERT INTO passages (rowid, title, heading, body) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM passages WHERE rowid = ?"
@@ -43,9 +42,6 @@ SELECT rowid, -bm25(passages, 4.0, 3.0, 1.0) AS score FROM passages WHERE passag
 ORDER BY score DESC, rowid LIMIT ?
 """
 _FREQUENCY = "SELECT doc FROM vocabulary WHERE term = ?"
-_STEM = "INSERT INTO scratch (rowid, text) VALUES (?, ?)"
-_STEMS = "SELECT doc, term FROM stems ORDER BY doc, offset"
-_FORGET = "INSERT INTO scratch (scratch) VALUES ('delete-all')"
 
 
 _indexes: dict[Path, Index] = {}
@@ -95,6 +91,7 @@ class Index:
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)
         self._connection.executescript(_SCHEMA)
         weakref.finalize(self, self._connection.close)
+        self._stemmer = Stemmer()
         self._versions: dict[str, files.Version] = {}
         self._rows: dict[str, list[int]] = {}
         self._passages: dict[int, tuple[str, Passage]] = {}
@@ -159,7 +156,7 @@ class Index:
             self._connection.execute(_INSERT, (row, passage.title, passage.heading, body))
 
     def _weights(self, words: Sequence[str]) -> dict[str, float]:
-        stems = dict.fromkeys(stem for text in self._stems(words) for stem in text)
+        stems = dict.fromkeys(stem for text in self._stemmer.stems(words) for stem in text)
         total = len(self._passages)
         return {stem: rarity(self._frequency(stem), total) for stem in stems}
 
@@ -172,7 +169,7 @@ class Index:
         for row, score in rows:
             best = best or score
             path, passage = self._passages[row]
-            title, heading, *sentences = self._stems(
+            title, heading, *sentences = self._stemmer.stems(
                 [passage.title, passage.heading, *(unmarked(sentence.text) for sentence in passage.sentences)]
             )
             yield Hit(
@@ -183,15 +180,6 @@ class Index:
                 heading_stems=frozenset(heading),
                 sentence_stems=tuple(sentences),
             )
-
-    def _stems(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
-        """The stems of each text, by the tokenizer of the index itself: so they are equal where it matches."""
-        self._connection.executemany(_STEM, enumerate(texts))
-        found: list[list[str]] = [[] for _ in texts]
-        for number, stem in self._connection.execute(_STEMS):
-            found[number].append(stem)
-        self._connection.execute(_FORGET)
-        return [tuple(stems) for stems in found]
 
 
 def rarity(frequency: int, total: int) -> float:

@@ -1,4 +1,7 @@
-"""The built-in agent `research`: looks a question up in a folder of documents, and answers with quotations."""
+"""The built-in agent `research`: looks a question up in a folder of documents, and answers with quotations.
+
+With a model it is researcher.py that does the work.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,28 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from broker.events import Error, Event, Final, Message, Progress, Sources, Token
+from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.documents import Found, Hit
 from worker.agents.ranking import Quote, Source, quotes, screen
+from worker.agents.researcher import EXCERPT_CHARS, NO_DOCUMENTS, NOTHING_FOUND, Researcher, Wanted
 from worker.agents.search import search
 from worker.agents.text import shorten
+from worker.models import open_model
+from worker.models.parameters import BadParameter, allowed_parameters
 
 DEFAULT_SOURCES = 5
 MOST_SOURCES = 20
-EXCERPT_CHARS = 300
 LONGEST_PAUSE_SECONDS = 3600.0
-
-NO_DOCUMENTS = "There are no documents to search, so there is no answer."
-NOTHING_FOUND = "Nothing in the documents answers this question."
-
-
-class BadParameter(ValueError):
-    """A parameter of the run is wrong; the message says which and what it must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +88,29 @@ class Plan(BaseModel):
             return None
 
 
-def make_research(docs: Path | None) -> Agent:
-    """The agent over a folder of Markdown, reStructuredText, HTML and text files. Without one it finds nothing."""
+def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
+    """The agent over a folder of Markdown, reStructuredText, HTML and text files. Without one it finds nothing.
+
+    With a model in the settings, that plans, screens and answers, unless a run has the parameter `"model": false`.
+    """
     folder = docs.absolute() if docs is not None else None
+    model = open_model(settings) if settings is not None and settings.model is not None else None
 
     async def research(run: Run) -> AsyncIterator[Event | Checkpoint]:
         try:
             parameters = Parameters.of(run.parameters)
-        except BadParameter as error:
+            wanted_model = _wanted_model(run.parameters, settings)
+        except ValueError as error:
             yield Error(code="invalid_parameter", message=str(error))
+            return
+        clock = Clock(parameters.pace)
+        if model is not None and wanted_model is not None:
+            name, sampling = wanted_model
+            wanted = Wanted(model=name, sampling=sampling, max_sources=parameters.max_sources, tick=clock.tick)
+            researcher = Researcher(run, model, partial(search, folder), wanted)
+            async with aclosing(researcher.events()) as events:
+                async for event in events:
+                    yield event
             return
         plan = Plan.restored(run.restored)
         if plan is None:
@@ -115,7 +130,6 @@ def make_research(docs: Path | None) -> Agent:
             yield Progress(percent=80, message="Writing the answer")
             yield Checkpoint(state=plan.model_dump(mode="json"))
         tokens = split(plan.answer)
-        clock = Clock(parameters.pace)
         for token in tokens:
             await clock.tick()
             yield Token(text=token)
@@ -147,6 +161,13 @@ class Clock:
             if self._due > now:
                 await asyncio.sleep(self._due - now)
             self._due = max(self._due, now) + self._interval
+
+
+def _wanted_model(given: dict[str, Any], settings: Settings | None) -> tuple[str, dict[str, Any]] | None:
+    """The model of a run and its sampling parameters, where it is to have one. Raises BadParameter."""
+    if settings is None or settings.model is None or given.get("model") is False:
+        return None
+    return allowed_parameters(given, settings)
 
 
 def _plan(found: Found, chosen: list[Quote]) -> Plan:

@@ -1,0 +1,285 @@
+"""`research` with a model: it plans the search, screens what was found, and writes the answer, citing the passages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from broker.events import Error, Event, Final, Message, Progress, Reasoning, Sources, Token, dumps
+from worker.agent import Checkpoint, Run
+from worker.agents import briefs
+from worker.agents.citing import Citer, Claims
+from worker.agents.documents import Found
+from worker.agents.feed import Feed
+from worker.agents.joiner import Joiner
+from worker.agents.ranking import Source, screen
+from worker.agents.text import shorten
+from worker.models.model import End, Model, ModelError, Options, Text, Thought, Usage
+from worker.models.model import Message as Said
+
+CANDIDATES = 20
+EXCERPT_CHARS = 300
+MAX_STATE_BYTES = 60_000
+"""A checkpoint may have a little more."""
+
+NO_DOCUMENTS = "There are no documents to search, so there is no answer."
+NOTHING_FOUND = "Nothing in the documents answers this question."
+
+Step = Event | Checkpoint
+_USAGE = ("prompt", "completion", "cached", "reasoning")
+
+
+class Candidate(BaseModel):
+    """A passage that may answer. `sentences` are (line, text); `score` is 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    title: str
+    heading: str
+    score: float
+    sentences: tuple[tuple[int, str], ...]
+
+    @staticmethod
+    def of(source: Source) -> Candidate:
+        passage = source.hit.passage
+        return Candidate(
+            path=source.hit.path,
+            title=passage.title,
+            heading=passage.heading,
+            score=round(source.score, 3),
+            sentences=tuple((sentence.line, sentence.text) for sentence in passage.sentences),
+        )
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.path, self.sentences[0][0]
+
+    @property
+    def text(self) -> str:
+        return " ".join(text for _, text in self.sentences)
+
+    @property
+    def around(self) -> str:
+        return f"{self.title} › {self.heading}" if self.heading else self.title
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """As `sources` tells it."""
+        path, line = self.place
+        told = {"title": self.title, "heading": self.heading, "path": path, "line": line, "score": self.score}
+        return told | {"passage": shorten(self.text, EXCERPT_CHARS)}
+
+
+class State(BaseModel):
+    """What a later attempt continues from: what was found, and from `screened` on what of it the answer is from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["found", "screened"]
+    candidates: tuple[Candidate, ...]
+    documents: int
+    passages: int
+    usage: tuple[int, int, int, int]
+    """Prompt, completion, cached and reasoning tokens until then."""
+
+    @staticmethod
+    def restored(state: Any) -> State | None:
+        """The state in a checkpoint, or None where there is none or it is another version's."""
+        try:
+            return State.model_validate(state) if state is not None else None
+        except ValidationError:
+            return None
+
+    def checkpoint(self) -> Checkpoint:
+        """With as many candidates as a checkpoint has room for."""
+        kept = self.candidates
+        while True:
+            state = self.model_copy(update={"candidates": kept}).model_dump(mode="json")
+            if len(dumps(state)) <= MAX_STATE_BYTES or not kept:
+                return Checkpoint(state=state)
+            kept = kept[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How a run wants it done. `tick` is waited for before each token."""
+
+    model: str
+    sampling: dict[str, Any]
+    max_sources: int
+    tick: Callable[[], Awaitable[None]]
+
+
+class Researcher:
+    """One attempt at a run."""
+
+    def __init__(self, run: Run, model: Model, search: Callable[[str], Awaitable[Found]], wanted: Wanted) -> None:
+        self._run = run
+        self._model = model
+        self._search = search
+        self._wanted = wanted
+        self._usage = Usage()
+        self._heard = ""
+
+    async def events(self) -> AsyncGenerator[Step, None]:
+        """All of them, the last one the end of the run."""
+        try:
+            state = State.restored(self._run.restored)
+            if state is not None:
+                self._usage = Usage(**dict(zip(_USAGE, state.usage, strict=True)))
+            while state is None or state.stage == "found":
+                async with aclosing(self._find() if state is None else self._screen(state)) as steps:
+                    async for step in steps:
+                        if isinstance(step, State):
+                            state = step
+                            yield state.checkpoint()
+                        else:
+                            yield step
+            async with aclosing(self._answer(state)) as events:
+                async for event in events:
+                    yield event
+        except ModelError as error:
+            yield Error(code=error.code, message=str(error))
+
+    async def _find(self) -> AsyncGenerator[Event | State, None]:
+        yield Message(text="Planning the search.")
+        yield Progress(percent=5, message="Planning")
+        async with aclosing(self._ask(briefs.plan(self._run.query))) as events:
+            async for event in events:
+                yield event
+        queries = briefs.queries_in(self._heard, self._run.query)
+        yield Message(text="Searching the documents for: " + "; ".join(queries))
+        yield Progress(percent=20, message="Searching")
+        found = [await self._search(query) for query in queries]
+        best: dict[tuple[str, int], Candidate] = {}
+        for source in (source for one in found for source in screen(one, CANDIDATES)):
+            candidate = Candidate.of(source)
+            known = best.get(candidate.place)
+            if known is None or known.score < candidate.score:
+                best[candidate.place] = candidate
+        candidates = sorted(best.values(), key=lambda candidate: -candidate.score)[:CANDIDATES]
+        yield _sources("discovered", candidates)
+        yield State(
+            stage="found",
+            candidates=tuple(candidates),
+            documents=found[0].documents,
+            passages=found[0].passages,
+            usage=self._used,
+        )
+
+    async def _screen(self, state: State) -> AsyncGenerator[Event | State, None]:
+        kept = list(state.candidates)
+        if kept:
+            yield Progress(percent=40, message="Screening what was found")
+            passages = [f"{candidate.around}: {candidate.text}" for candidate in kept]
+            async with aclosing(self._ask(briefs.screening(self._run.query, passages))) as events:
+                async for event in events:
+                    yield event
+            numbers = briefs.numbers_in(self._heard, len(kept))
+            kept = kept if numbers is None else [kept[number - 1] for number in numbers]
+        yield _sources("screened", kept)
+        kept = kept[: self._wanted.max_sources]
+        yield Progress(percent=60, message="Reading the best sources")
+        yield _sources("analyzed", kept)
+        yield state.model_copy(update={"stage": "screened", "candidates": tuple(kept), "usage": self._used})
+
+    async def _answer(self, state: State) -> AsyncGenerator[Event, None]:
+        if not state.candidates:
+            answer = NOTHING_FOUND if state.documents else NO_DOCUMENTS
+            yield Message(text=answer)
+            yield Token(text=answer)
+            yield Progress(percent=100, message="Done")
+            yield Final(usage=self._told(state, dropped=0))
+            return
+        yield Progress(percent=80, message="Writing the answer")
+        passages = [f"{candidate.around}: {candidate.text}" for candidate in state.candidates]
+        citer = Citer(Claims([(candidate.around, candidate.text) for candidate in state.candidates]))
+        asked = briefs.answering(self._run.query, passages)
+        async with aclosing(self._ask(asked, citer, self._wanted.sampling)) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    await self._wanted.tick()
+                yield event
+        yield Progress(percent=100, message="Done")
+        yield Final(citations=_citations(citer, state.candidates), usage=self._told(state, dropped=citer.dropped))
+
+    async def _ask(
+        self, messages: Sequence[Said], citer: Citer | None = None, sampling: dict[str, Any] | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """One answer of the model: its reasoning, and with `citer` its text, without the citations that do not hold.
+        Without, the text is for us: it is in `_heard` then.
+        """
+        heard, joiner, now = list[str](), Joiner(), asyncio.get_running_loop().time
+        options = Options(model=self._wanted.model, deadline=self._run.deadline, parameters=sampling or {})
+        failure: ModelError | None = None
+        async with Feed(self._model.stream(messages, [], options)) as feed:
+            while not feed.ended and failure is None:
+                try:
+                    pieces = await feed.take(joiner.wait(now()))
+                except ModelError as error:
+                    pieces, failure = [], error
+                for piece in pieces:
+                    if isinstance(piece, Thought):
+                        joiner.add(Reasoning, piece.text, now())
+                    elif isinstance(piece, Text):
+                        heard.append(piece.text)
+                        joiner.add(Token, citer.feed(piece.text) if citer else "", now())
+                    elif isinstance(piece, End):
+                        self._usage += piece.usage or Usage()
+                for event in joiner.take(now()):
+                    yield event
+        joiner.add(Token, citer.end() if citer else "", now())
+        for event in joiner.take(now(), everything=True):
+            yield event
+        if failure is not None:
+            raise failure
+        self._heard = "".join(heard)
+
+    @property
+    def _used(self) -> tuple[int, int, int, int]:
+        usage = self._usage
+        return usage.prompt, usage.completion, usage.cached, usage.reasoning
+
+    def _told(self, state: State, *, dropped: int) -> dict[str, Any]:
+        prompt, completion, cached, reasoning = self._used
+        return {
+            "documents": state.documents,
+            "passages": state.passages,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "cached_tokens": cached,
+            "reasoning_tokens": reasoning,
+            "model": self._wanted.model,
+            "citations_dropped": dropped,
+        }
+
+
+def _sources(stage: Literal["discovered", "screened", "analyzed"], candidates: Sequence[Candidate]) -> Sources:
+    return Sources(stage=stage, count=len(candidates), items=[candidate.item for candidate in candidates])
+
+
+def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """For each passage that is cited, its sentence that is closest to the claim; its numbers are the answer's."""
+    citations = []
+    for number, claim in sorted(citer.cited.items()):
+        candidate = candidates[number - 1]
+        position, score = citer.claims.nearest(claim, [text for _, text in candidate.sentences])
+        line, sentence = candidate.sentences[position]
+        citations.append(
+            {
+                "number": number,
+                "title": candidate.title,
+                "path": candidate.path,
+                "line": line,
+                "sentence": sentence,
+                "score": round(score, 3),
+            }
+        )
+    return citations
