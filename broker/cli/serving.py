@@ -1,16 +1,16 @@
-"""The commands that run the service: serve, worker, token, demo."""
+"""The commands that run the service: serve, worker, token, demo.
+
+They import what they need when they are called: completing a command must not load a web server.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
-
-from broker import logs, settings
 
 
 @click.command()
@@ -23,6 +23,7 @@ def serve(host: str, port: int, processes: int, fd: int | None) -> None:
 
     It starts without a worker, and without Redis, but is ready only with Redis.
     """
+    from broker import logs, settings
     from broker.gateway.main import serve as serve_gateway
     from broker.gateway.main import serve_many
 
@@ -38,6 +39,7 @@ def serve(host: str, port: int, processes: int, fd: int | None) -> None:
 @click.command()
 def worker() -> None:
     """Run a worker: it takes runs off the queue and executes their agents."""
+    from broker import logs, settings
     from worker.main import serve as serve_worker
 
     loaded = settings.load()
@@ -53,6 +55,7 @@ def worker() -> None:
 @click.option("--scope", multiple=True, help="A scope, such as broker:tenant; may be repeated.")
 def token(sub: str, tenant: str | None, ttl: int, scope: tuple[str, ...]) -> None:
     """Print a bearer token, signed with BROKER_JWT_SECRET."""
+    from broker import settings
     from broker.gateway.auth import mint
 
     loaded = settings.load()
@@ -75,6 +78,8 @@ def demo(port: int, docs: Path | None) -> None:
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
+    import asyncio
+
     try:
         import uvloop
     except ImportError:

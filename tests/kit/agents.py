@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from broker.events import AGENT
 from worker import (
     Checkpoint,
     Data,
@@ -46,6 +47,28 @@ async def tokens(run: Run) -> Events:
         yield Token(text=f"{n} ")
         if run.parameters.get("pause") and n % every == every - 1:
             await asyncio.sleep(run.parameters["pause"])
+
+
+PLAYED: dict[str, type[Event]] = {event.type: event for event in AGENT}
+
+
+async def plays(run: Run) -> Events:
+    """The `script`, a list of [type, data]; ["pause", seconds] and ["until", path of a file] wait. What is between two
+    ["checkpoint", None] is not played again.
+    """
+    done = (run.restored or {"done": 0})["done"]
+    for number, (kind, value) in enumerate(run.parameters["script"]):
+        if number < done:
+            continue
+        if kind == "pause":
+            await asyncio.sleep(value)
+        elif kind == "until":
+            while not Path(value).exists():
+                await asyncio.sleep(0.02)
+        elif kind == "checkpoint":
+            yield Checkpoint(state={"done": number + 1})
+        else:
+            yield PLAYED[kind].model_validate(value)
 
 
 async def slow(run: Run) -> Events:

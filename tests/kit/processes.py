@@ -61,6 +61,7 @@ AGENTS = (
     "stepper",
     "bulky",
     "clock",
+    "plays",
 )
 
 

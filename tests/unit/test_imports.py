@@ -43,6 +43,7 @@ ONLY_IN = {
     "fakeredis": ("broker/runs/connections.py", "broker/demo.py", "broker/together.py", "broker/embedded.py"),
     "rfc8785": ("broker/runs/record.py",),
     "click": ("broker/cli/", "broker/doctor/report.py", "broker/together.py", "broker/demo.py"),
+    "rich": ("broker/cli/",),
     "pydantic_settings": ("broker/settings.py",),
     "pythonjsonlogger": ("broker/logs.py",),
     "httptools": (),
