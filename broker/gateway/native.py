@@ -18,7 +18,7 @@ from broker.gateway.auth import Principal
 from broker.gateway.dialects import DIALECTS, Dialect
 from broker.gateway.routes import EVENT_STREAM, Asgi, Gateway, Route, json_response
 from broker.gateway.stream import ComeAgain, StreamResponse
-from broker.ids import REQUEST_ID, START, EventId
+from broker.ids import REQUEST_ID, START, EventId, Owner
 from broker.runs.record import Head, Submission
 from broker.runs.store import Accepted
 
@@ -61,7 +61,7 @@ class NativeApi:
                 endpoint=self.list_runs,
                 summary="Your runs, newest first",
                 answers={200: api.RunList},
-                parameters=("limit", "cursor", "session_id"),
+                parameters=("limit", "cursor", "session_id", "status", "subject"),
             ),
             Route(
                 method="GET",
@@ -223,12 +223,18 @@ class NativeApi:
         return Response(body, 200, {"X-Request-Id": request_id, "Cache-Control": "no-store"}, "application/json")
 
     async def list_runs(self, request: Request, principal: Principal) -> Asgi:
-        page = await self._runs.page(
-            principal.owner,
-            session_id=request.query_params.get("session_id"),
-            cursor=requests.list_cursor(request),
-            limit=requests.limit(request),
-        )
+        cursor, limit, status = requests.list_cursor(request), requests.limit(request), requests.status(request)
+        subject = request.query_params.get("subject", principal.owner.subject)
+        if subject == principal.owner.subject or principal.sees_tenant:
+            page = await self._runs.page(
+                Owner(principal.owner.tenant, subject),
+                session_id=request.query_params.get("session_id"),
+                status=status,
+                cursor=cursor,
+                limit=limit,
+            )
+        else:  # as if that subject had no runs
+            page = self._runs.no_page(cursor)
         body = api.RunList(runs=[api.summary(record) for record in page.records], next=page.next)
         return json_response(body, 200, {"Cache-Control": "no-store"})
 

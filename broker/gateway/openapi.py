@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from broker import __version__
-from broker.gateway.api import Problem
+from broker.gateway.api import Problem, Status
 from broker.gateway.problems import MEDIA_TYPE
 from broker.gateway.routes import EVENT_STREAM, Route
 
@@ -29,6 +29,16 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "limit": ("query", "Rows in a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
     "cursor": ("query", "`next` of the page before.", {"type": "string"}),
     "session_id": ("query", "Only the runs of this session.", {"type": "string"}),
+    "status": (
+        "query",
+        "Only the runs that have it now. A page may then be short, or empty, and have a `next`.",
+        {"type": "string", "enum": list(get_args(Status))},
+    ),
+    "subject": (
+        "query",
+        "The runs of this user of your tenant, for a token with the scope `broker:tenant`; to others there are none.",
+        {"type": "string"},
+    ),
 }
 _DESCRIPTIONS = {
     200: "OK",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from broker.errors import BadCursor, BadRequest, Invalid, TooLarge, UnsupportedMediaType
-from broker.gateway.api import SubmitBody
+from broker.gateway.api import Status, SubmitBody
 from broker.ids import Cursor
 from broker.runs.record import Submission
 from broker.settings import Settings
@@ -164,6 +164,14 @@ def wait_seconds(request: Request) -> tuple[float, bool]:
         return min(float(text), MAX_WAIT_SECONDS), False
     preference = _WAIT.search(request.headers.get("prefer", ""))
     return (min(float(preference[1]), MAX_WAIT_SECONDS), True) if preference else (0.0, False)
+
+
+def status(request: Request) -> str | None:
+    """Raises BadRequest."""
+    text = request.query_params.get("status")
+    if text is not None and text not in get_args(Status):
+        raise BadRequest(f"`status` is one of {', '.join(get_args(Status))}.")
+    return text
 
 
 def limit(request: Request) -> int:

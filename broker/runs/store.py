@@ -37,6 +37,9 @@ FIRST_LOOK_MS = 10_000
 """A run of which nobody has heard anything so long after its submit is looked at."""
 _MET_SECONDS = 0.5
 """How often it is told which runs were met."""
+_SLICE = 200
+_MOST_SLICES = 10
+"""How many runs are looked at for one page of those that have a status: so many slices."""
 RETRY_WINDOW_MS = 60_000
 """A submit that says it is a repeat joins a run that completed this recently (PROTOCOL 3.5)."""
 
@@ -168,19 +171,50 @@ class Runs:
         with unavailable():
             return await log.read_outcome(self._redis, record)
 
-    async def page(self, owner: Owner, *, session_id: str | None = None, cursor: str | None = None, limit: int) -> Page:
-        """The owner's runs, newest first. Raises BadRequest for a cursor that is not ours."""
+    async def page(
+        self,
+        owner: Owner,
+        *,
+        session_id: str | None = None,
+        status: str | None = None,
+        cursor: str | None = None,
+        limit: int,
+    ) -> Page:
+        """The owner's runs, newest first; with `status` only those that have it now. Where there are few of these, a
+        page may have less than `limit` of them, or none, and a next one. Raises BadRequest for a cursor that is not
+        ours."""
         key = keys.runs_of(owner) if session_id is None else keys.session_of(owner, session_id)
         below = _parse_list_cursor(cursor) if cursor else None
+        size, slices = (limit, 1) if status is None else (_SLICE, _MOST_SLICES)
+        fitting: list[tuple[tuple[str, int], Record]] = []
         with unavailable():
-            found = await index.page(self._redis, key, below=below, limit=limit)
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for request_id, _ in found[:limit]:
-                    pipe.hmget(keys.run(request_id), RECORD_FIELDS)
-                rows = await pipe.execute()
-        records = [parse_record(request_id, row) for (request_id, _), row in zip(found, rows, strict=False)]
-        following = _list_cursor(*found[limit - 1]) if len(found) > limit else None
-        return Page([record for record in records if record], following)
+            for _ in range(slices):
+                found = await index.page(self._redis, key, below=below, limit=size)
+                fitting += [
+                    (place, record)
+                    for place, record in zip(found, await self._records(found[:size]), strict=False)
+                    if record is not None and status in (None, record.status)
+                ]
+                if len(fitting) > limit or len(found) <= size:
+                    break
+                below = found[size - 1]
+            else:
+                return Page([record for _, record in fitting], _list_cursor(*found[size - 1]))
+        following = _list_cursor(*fitting[limit - 1][0]) if len(fitting) > limit else None
+        return Page([record for _, record in fitting[:limit]], following)
+
+    def no_page(self, cursor: str | None) -> Page:
+        """The page of an owner who has no runs. Raises BadRequest as `page` does."""
+        if cursor:
+            _parse_list_cursor(cursor)
+        return Page([], None)
+
+    async def _records(self, found: Sequence[tuple[str, int]]) -> list[Record | None]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for request_id, _ in found:
+                pipe.hmget(keys.run(request_id), RECORD_FIELDS)
+            rows = await pipe.execute()
+        return [parse_record(request_id, row) for (request_id, _), row in zip(found, rows, strict=True)]
 
     async def cancel(self, request_id: str, reason: str) -> None:
         """Closes the run at once, worker or no worker; one that has ended stays as it is. Raises RunNotFound."""
@@ -250,6 +284,7 @@ def _list_cursor(request_id: str, time_ms: int) -> str:
 
 
 def _parse_list_cursor(cursor: str) -> tuple[str, int]:
+    """(request_id, time) of the last run of the page before. Raises BadRequest."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         text = base64.urlsafe_b64decode(padded.encode("ascii")).decode("ascii")

@@ -134,6 +134,26 @@ def test_a_session_that_was_made_up_for_a_run_can_be_listed(place: Place) -> Non
         assert listed(client) == [request_id]
 
 
+def test_a_status_and_a_session_are_both_looked_at(place: Place) -> None:
+    assert listed(place.clients[0], status="queued", session_id="even", limit=7) == listed(
+        place.clients[0], session_id="even"
+    )
+    assert listed(place.clients[0], status="running", session_id="even") == []
+
+
+@pytest.mark.parametrize("status", ["", "Queued", "done", "queued,running", "erased"])
+def test_a_status_that_no_run_can_have_is_refused_with_those_that_it_can(place: Place, status: str) -> None:
+    response = place.clients[0].get(LISTS, params={"status": status})
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert "queued, running, completed, failed, cancelled" in response.json()["detail"]
+
+
+def test_ones_own_subject_is_ones_own_list(place: Place) -> None:
+    assert listed(place.clients[0], subject="alice") == listed(place.clients[0])
+    for other in ("bob", "", "Alice", "alice "):
+        assert listed(place.clients[0], subject=other) == []
+
+
 def test_somebody_elses_list_has_none_of_them(place: Place) -> None:
     with Client(str(place.clients[0].base_url), "bob") as bob:
         assert listed(bob) == []
@@ -194,6 +214,9 @@ def test_a_list_says_how_each_run_is_now(alice: Client) -> None:
     next(alice.events(running, after="0-1"))
     found = {run["request_id"]: run for run in alice.get(LISTS).json()["runs"]}
     assert {found[name]["status"] for name in (completed, failed, running)} == {"completed", "failed", "running"}
+    for status, name in (("completed", completed), ("failed", failed), ("running", running)):
+        assert listed(alice, status=status) == listed(alice, status=status, limit=1) == [name]
+    assert listed(alice, status="queued") == listed(alice, status="cancelled") == []
     for name in (completed, failed):
         run = alice.run(name)
         assert found[name] == {field: run[field] for field in found[name]}

@@ -53,7 +53,16 @@ ROWS: dict[tuple[str, str], Row] = {
     ("GET", "/openapi.json"): Row(kind="public"),
     ("POST", "/api/v1/query"): Row(kind="own", body={"query": "mine"}, answers=(200, 202)),
     ("POST", "/api/v1/query/stream"): Row(kind="own", body={"query": "mine"}),
-    ("GET", "/api/v1/runs"): Row(kind="own", variants=(("?limit=500", ()), ("?session_id=a-session", ()))),
+    ("GET", "/api/v1/runs"): Row(
+        kind="own",
+        variants=(
+            ("?limit=500", ()),
+            ("?session_id=a-session", ()),
+            ("?status=completed", ()),
+            ("?subject=owner", ()),
+            ("?subject=owner&status=running&session_id=a-session", ()),
+        ),
+    ),
     ("GET", "/api/v1/runs/{request_id}"): Row(
         kind="run",
         answers=(200, 304, 400),
@@ -281,6 +290,41 @@ def test_the_owner_finds_the_runs_in_the_list(stage: Stage, runs: dict[str, dict
     """The counterpart of what the others do not find."""
     listed = call(stage, stage.owner, "GET", "/api/v1/runs?session_id=a-session&limit=500", Row(kind="own")).body
     assert all(run["request_id"].encode() in listed for run in runs.values())
+
+
+ELSEWHERE = ("other tenant", "other tenant, tenant scope", "no tenant", "tenant by the owner's name")
+"""In whose tenant somebody has the owner's name, who may have runs."""
+QUERIES = ("", "&limit=500", "&session_id=a-session", "&status=completed", "&status=running", "&limit=0", "&cursor=x")
+
+
+def test_the_runs_of_another_subject_are_as_those_of_one_who_has_none(
+    stage: Stage, runs: dict[str, dict[str, Any]]
+) -> None:
+    """But for who sees the whole tenant, and the owner."""
+    ids = [run["request_id"].encode() for run in runs.values()]
+    row = Row(kind="own")
+
+    def ask(caller: Caller, subject: str, query: str) -> raw.Reply:
+        return call(stage, caller, "GET", f"/api/v1/runs?subject={subject}{query}", row)
+
+    owner = f"owner@{stage.tenant}"
+    for query in QUERIES:
+        for caller in stage.strangers:
+            theirs, nobodys = ask(caller, owner, query), ask(caller, f"nobody@{stage.tenant}", query)
+            assert not any(request_id in theirs.body for request_id in ids), (caller.name, query)
+            if caller.name in ELSEWHERE:
+                continue
+            assert comparable(theirs) == comparable(nobodys), (caller.name, query)
+            assert theirs.status in ((200, 400) if caller.known else (401,)), caller.name
+        for caller in (stage.owner, stage.overseer):
+            listed = ask(caller, owner, query)
+            shown = {name for name, run in runs.items() if run["request_id"].encode() in listed.body}
+            expected = {"&status=completed": {"finished"}, "&status=running": {"running"}}.get(query, {*runs})
+            assert shown == (expected if listed.status == 200 else set()), (caller.name, query)
+    assert call(stage, stage.overseer, "GET", f"/api/v1/runs?subject=nobody@{stage.tenant}", row).json == {
+        "runs": [],
+        "next": None,
+    }
 
 
 def test_a_submit_cannot_reach_a_foreign_run_by_its_name_or_its_key(stage: Stage) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
 from broker.errors import BadRequest, KeyReused, RunNotFound, Unavailable
 from broker.ids import EventId, Owner
-from broker.runs import keys, log
+from broker.runs import keys, log, store
 from broker.runs.connections import connect
 from broker.runs.queue import Queue
 from broker.runs.record import Submission
@@ -359,6 +361,37 @@ async def test_a_list_leaves_out_what_is_gone_and_what_was_never_made(redis: Red
         assert [record.request_id for record in page.records] == [kept.request_id]
     assert (await runs.page(ALICE, session_id="another", limit=10)).records == []
     assert (await runs.page(BOB, session_id="s", limit=10)).records == []
+
+
+async def test_pages_of_a_status_have_each_of_its_runs_once_however_many_others_lie_between(
+    redis: Redis, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = cast("Any", redis)
+    monkeypatch.setattr(store, "_SLICE", 3)
+    monkeypatch.setattr(store, "_MOST_SLICES", 2)
+    ids = [(await runs.submit(ALICE, asked(f"{n}"))).request_id for n in range(30)]
+    for n, request_id in enumerate(ids):  # some of the same millisecond
+        await redis.zadd(keys.runs_of(ALICE), {request_id: 1000 + n // 3})
+    chance = random.Random(1)
+    for end, share in ((10, 0.8), (22, 0.0), (30, 0.5)):
+        for request_id in ids[end - 10 : end]:
+            if chance.random() < share:
+                await plain.hset(keys.run(request_id), "status", "failed")
+    for request_id in chance.sample(ids, 3):
+        await redis.delete(keys.run(request_id))
+    in_order = [member.decode() for member in await redis.zrevrange(keys.runs_of(ALICE), 0, -1)]
+    expected = [name for name in in_order if await plain.hget(keys.run(name), "status") == b"failed"]
+    assert 5 < len(expected) < 20
+    for limit in (1, 2, 3, 5, 50):
+        found, cursor, pages = list[str](), None, 0
+        while pages == 0 or cursor is not None:
+            page = await runs.page(ALICE, status="failed", cursor=cursor, limit=limit)
+            assert len(page.records) <= limit
+            found += [record.request_id for record in page.records]
+            cursor, pages = page.next, pages + 1
+        assert found == expected, limit
+    none = await runs.page(ALICE, status="running", limit=50)
+    assert none.records == [] and none.next is not None, "a page looks at so many runs, and not at all"
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!", "AAAA", "bm90OmE6Y3Vyc29y", "é"])
