@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,8 +14,9 @@ from broker.client.backoff import Backoff
 from broker.client.errors import Unreachable, error_of, not_a_broker
 from broker.client.models import Accepted, EventPage, Run, RunPage
 from broker.client.tail import AWAY, retry_after
-from broker.errors import Invalid
+from broker.errors import Invalid, RunNotFound
 from broker.events import dumps
+from broker.ids import REQUEST_ID
 
 API = "/api/v1"
 LONG_POLL_SECONDS = 25.0
@@ -141,7 +141,10 @@ def events(request_id: str, cursor: str | None) -> Call[EventPage]:
 
 
 def run_path(request_id: str) -> str:
-    return f"{API}/runs/{quote(request_id, safe='')}"
+    """Raises RunNotFound for what cannot be a run's name, and could lead elsewhere."""
+    if not REQUEST_ID.fullmatch(request_id):
+        raise RunNotFound(f"There is no run {request_id!r}: a request_id has 32 digits, 0-9 and a-f.")
+    return f"{API}/runs/{request_id}"
 
 
 def _model(model: type[M], answer: Answer, **more: Any) -> M:

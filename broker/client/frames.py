@@ -38,7 +38,8 @@ class Frames:
         self._begun = False
         self._after_cr = False
         self._line: list[bytes] = []
-        self._size = 0
+        self._line_size = 0
+        self._data_size = 0
         self._id: str | None = None
         self._type = ""
         self._data: list[str] = []
@@ -50,10 +51,10 @@ class Frames:
                 self._field(line.decode("utf-8", "replace"))
                 continue
             frame = Frame(self._id, self._type or "message", "\n".join(self._data)) if self._data else None
-            self._id, self._type, self._data, self._size = None, "", [], 0
+            self._id, self._type, self._data, self._data_size = None, "", [], 0
             if frame is not None:
                 yield frame
-        if self._size > MAX_FRAME_BYTES:
+        if self._line_size + self._data_size > MAX_FRAME_BYTES:
             raise Oversized(f"an event of more than {MAX_FRAME_BYTES} bytes")
 
     def _lines(self, data: bytes) -> Iterator[bytes]:
@@ -65,20 +66,20 @@ class Frames:
         self._after_cr = data.endswith(b"\r")
         first, *others = _LINE_END.split(data)
         self._line.append(first)
+        self._line_size += len(first)
         for other in others:
             line = b"".join(self._line)
-            self._line = [other]
-            self._size += len(line)
+            self._line, self._line_size = [other], len(other)
             if not self._begun:
                 line, self._begun = line.removeprefix(_BOM), True
             yield line
-        self._size += len(self._line[-1])
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "data":
             self._data.append(value)
+            self._data_size += len(value) + 1
         elif name == "event":
             self._type = value
         elif name == "id" and "\0" not in value:

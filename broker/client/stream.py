@@ -27,8 +27,7 @@ class Folded:
     @property
     def events(self) -> Sequence[Received]:
         """The events that survive, `attempt` events left out."""
-        kept = self._tail.kept
-        return (*kept, self._tail.end) if self._tail.end is not None else tuple(kept)
+        return tuple(self._tail.kept)
 
     @property
     def text(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import ssl
 from typing import Any
 
 import httpx
@@ -70,4 +73,16 @@ def cause(error: httpx.RequestError | Broken) -> str:
         return "no connection in time"
     if isinstance(error, httpx.ReadTimeout):
         return "nothing came for too long"
-    return str(error) or type(error).__name__
+    system = _of_the_system(error)
+    return os.strerror(system.errno or 0) if system is not None else str(error) or type(error).__name__
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The error of the operating system at the bottom, which says why: above it anyio says that all attempts failed."""
+    found = None
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
+            found = error
+        inner = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else None
+        error = inner or error.__cause__ or error.__context__
+    return found

@@ -17,12 +17,14 @@ class Resets:
     """Hands each new connection to the next of `upstreams`, and breaks it after `budget()` bytes of its answer's body.
 
     `budget` is asked once for each connection: 0 breaks it before the head, None lets it live. Every second break is an
-    RST, the others are a FIN. Heads are not torn: http.client, and so requests, takes a torn head for a whole one.
+    RST, the others are a FIN. Heads are not torn, since http.client, and so requests, takes a torn head for a whole
+    one; with `heads` they are, and the budget counts from their first byte.
     """
 
-    def __init__(self, upstreams: Sequence[str], budget: Callable[[], int | None]) -> None:
+    def __init__(self, upstreams: Sequence[str], budget: Callable[[], int | None], *, heads: bool = False) -> None:
         self._upstreams = itertools.cycle([(urlsplit(url).hostname, urlsplit(url).port) for url in upstreams])
         self._budget = budget
+        self._heads = heads
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.broken = 0
@@ -78,7 +80,7 @@ class Resets:
         left, head = budget, b""
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
-                if left is not None and not head.endswith(b"\r\n\r\n"):
+                if left is not None and not self._heads and not head.endswith(b"\r\n\r\n"):
                     head, rest = _through_head(head + data)
                     left += len(data) - len(rest) if budget else 0
                 if left is not None and len(data) >= left:

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Literal
 
 Ending = Literal["fin", "reset"]
-Step = bytes | float | Ending
-"""Bytes to send, seconds to wait, or how to end the connection."""
+Step = bytes | float | threading.Event | Ending
+"""Bytes to send, seconds or what to wait for, or how to end the connection."""
 
 
 def reset(sock: socket.socket) -> None:
@@ -87,5 +87,7 @@ class Stub:
             elif isinstance(step, bytes):
                 with contextlib.suppress(OSError):
                     sock.sendall(step)
+            elif isinstance(step, threading.Event):
+                step.wait(30)
             elif isinstance(step, float):
                 time.sleep(step)
