@@ -1,4 +1,4 @@
-"""Everything on one machine, for trying it out: Redis, a gateway and a worker, and three lines to paste."""
+"""Everything on one machine, for trying it out: Redis, a gateway and a worker, and a few lines to paste."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import click
 import httpx
 
 from broker import embedded, settings
+from broker.client.site import DEFAULT_URL
 from broker.errors import Misconfigured, Unavailable
 from broker.gateway.auth import mint
 from broker.gateway.main import listen
@@ -209,12 +210,14 @@ def _problem(answer: httpx.Response) -> str:
 
 
 def introduction(demo: Demo, sample: Sample) -> str:
-    submit = {"query": QUESTION, "parameters": {"pace": PACE}}
+    submit: dict[str, Any] = {"query": QUESTION, "parameters": {"pace": PACE}}
     run = f"/api/v1/runs/{sample.request_id}"
     posted = ["-H", "Content-Type: application/json", "-d", json.dumps(submit)]
     parts = [
         f"The broker runs on {demo.url}",
-        "Submit a query, and watch its answer come:",
+        "Ask it, in another terminal:",
+        _ask(demo, submit["query"], submit["parameters"]),
+        "Over HTTP: submit a query, and watch its answer come:",
         _curl(demo, "-N", "/api/v1/query/stream", *posted),
         f"Resume a run after event {sample.middle}, as a client that was cut off would:",
         _curl(demo, "-N", f"{run}/stream", "-H", f"Last-Event-ID: {sample.middle}"),
@@ -229,6 +232,16 @@ def introduction(demo: Demo, sample: Sample) -> str:
             "Ctrl-C stops everything."
         )
     return "\n" + "\n".join(f"{part}\n" if number % 2 == 0 else part for number, part in enumerate(parts))
+
+
+def _ask(demo: Demo, query: str, parameters: dict[str, Any]) -> str:
+    """`broker ask`, and before it what it has to be told by the environment."""
+    variables = {"BROKER_URL": demo.url if demo.url != DEFAULT_URL else None, "BROKER_TOKEN": demo.token}
+    exports = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
+    command = ["broker"] if shutil.which("broker") else [sys.executable, "-m", "broker"]
+    options = [part for name, value in parameters.items() for part in ("--param", f"{name}={json.dumps(value)}")]
+    ask = shlex.join([*command, "ask", query, *options])
+    return "\n".join([f"export {' '.join(exports)}", ask] if exports else [ask])
 
 
 def _curl(demo: Demo, option: str, path: str, *more: str) -> str:

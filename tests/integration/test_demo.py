@@ -81,6 +81,13 @@ class Demo:
         return [line for line in self.text.splitlines() if line.startswith("curl ")]
 
     @property
+    def ask(self) -> str:
+        """The lines to paste for the command line."""
+        found = re.search(r"in another terminal:\n(.+?)\n\n", self.text, re.DOTALL)
+        assert found is not None
+        return found[1]
+
+    @property
     def request_id(self) -> str:
         found = re.search(r"/runs/([0-9a-f]{32})/stream", self.text)
         assert found is not None
@@ -207,6 +214,13 @@ def test_the_three_printed_lines_work_when_they_are_pasted(demo: Demo) -> None:
     check_lines(demo)
 
 
+def test_the_printed_question_is_answered_when_it_is_pasted(demo: Demo) -> None:
+    assert "export BROKER_URL=" in demo.ask
+    assert "BROKER_TOKEN" not in demo.ask
+    answer = json.loads(pasted(demo.lines[2]))["answer"]
+    assert pasted(demo.ask).decode() == answer + "\n"
+
+
 def test_the_submitted_run_is_slow_enough_to_watch(demo: Demo) -> None:
     began = time.monotonic()
     tokens = [event for event in sse.parse(pasted(demo.lines[0])) if event.type == "token"]
@@ -245,6 +259,8 @@ def test_where_a_secret_is_set_the_lines_carry_a_token(start: Start) -> None:
     demo = start(BROKER_JWT_SECRET=SECRET).until_ready()
     assert all("-H 'Authorization: Bearer " in line for line in demo.lines)
     check_lines(demo)
+    assert "BROKER_TOKEN=" in demo.ask
+    assert b"Last-Event-ID" in pasted(demo.ask)
     assert httpx.get(f"{demo.url}/api/v1/runs/{demo.request_id}").status_code == 401
 
 
