@@ -28,17 +28,16 @@ class _QuietServer(Server):
 
 async def serve(loaded: Settings, listener: socket.socket) -> int:
     """Until SIGTERM or SIGINT. Returns the exit code."""
-    from worker.agents import load
-    from worker.main import Worker
+    from worker.main import Worker, open_agents
 
     server = make_server(loaded, _QuietServer)
-    worker = Worker(loaded, load(loaded))
 
     def stop() -> None:
         server.handle_exit(signal.SIGTERM, None)
         worker.stop()
 
-    async with asyncio.TaskGroup() as tasks:
+    async with open_agents(loaded) as agents, asyncio.TaskGroup() as tasks:
+        worker = Worker(loaded, agents)
         tasks.create_task(server.serve(sockets=[listener]))
         working = tasks.create_task(worker.run())
         await asyncio.sleep(0)  # the worker has its own signal handlers now, which these replace

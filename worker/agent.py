@@ -45,7 +45,7 @@ Recall = Callable[[int], Awaitable[Sequence[Turn]]]
 """Looks a session's earlier runs up, at most so many tokens of them."""
 
 
-async def _nothing(tokens: int) -> Sequence[Turn]:
+async def no_history(tokens: int) -> Sequence[Turn]:
     return ()
 
 
@@ -65,7 +65,7 @@ class Run:
     """When the run must have ended: seconds since the epoch."""
     restored: Any = None
     """The state of the last Checkpoint that survived, or None."""
-    recall: Recall = field(default=_nothing, repr=False, compare=False)
+    recall: Recall = field(default=no_history, repr=False, compare=False)
     """What `history` asks."""
 
     async def history(self, *, tokens: int = 8000) -> list[Turn]:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from broker.events import AGENT, Error, Event, Final, Token, dumps
 from broker.ids import EventId
@@ -37,6 +37,18 @@ class Refused(Exception):
         self.event = Error(code=code, message=message)
 
 
+class WorkerLost(Exception):
+    """What executes the agent has died: the run goes on as if its worker had (PROTOCOL 4.4)."""
+
+
+class Sink(Protocol):
+    """Takes what an agent yields, encoded. Both wait while there is no room."""
+
+    async def put(self, kind: str, data: str) -> object: ...
+
+    async def checkpoint(self, state: str) -> None: ...
+
+
 class Outcome(NamedTuple):
     """How an attempt ended. `status` is the terminal's type, or what the log answered instead of taking it."""
 
@@ -47,18 +59,20 @@ class Outcome(NamedTuple):
 class Driver:
     """Takes what the agent yields, checks it and puts it into the log. Once shut, it takes nothing more."""
 
-    def __init__(self, lease: Lease, publisher: Publisher) -> None:
-        self._publisher = publisher
-        self._lease = lease
-        self._events = int(lease.record["events"])
-        self._bytes = int(lease.record["bytes"])
+    def __init__(self, sink: Sink, *, events: int = 0, bytes: int = 0, from_the_start: bool = True) -> None:
+        """`events` and `bytes` are in the log already. `from_the_start`: this attempt's tokens are the whole answer."""
+        self._sink = sink
+        self._events = events
+        self._bytes = bytes
+        self._from_the_start = from_the_start
         self._tokens: list[str] = []
         self._generator: AsyncGenerator[object, None] | None = None
         self.count = 0
         self.shut = False
 
     async def drive(self, agent: Agent, run: Run) -> Event:
-        """Runs the agent to its end. Returns the terminal event; raises Stopped when the log takes no more."""
+        """Runs the agent to its end. Returns the terminal event; raises Stopped when the log takes no more, and
+        WorkerLost."""
         try:
             events = agent(run)
             if not hasattr(events, "__anext__") or not hasattr(events, "aclose"):
@@ -67,7 +81,7 @@ class Driver:
                 raise Refused("invalid_agent", "The agent is not an async generator function.")
             self._generator = cast("AsyncGenerator[object, None]", events)
             return await self._consume(self._generator)
-        except Stopped:
+        except (Stopped, WorkerLost):
             raise
         except Refused as refused:
             logger.warning(
@@ -117,7 +131,7 @@ class Driver:
             raise Refused("log_full", f"The run has {MAX_LOG_EVENTS} events or {MAX_LOG_BYTES} bytes, the most it may.")
         if isinstance(item, Token):
             self._tokens.append(item.text)
-        await self._publisher.put(item.type, data)
+        await self._sink.put(item.type, data)
         self.count += 1
 
     async def _checkpoint(self, item: Checkpoint) -> None:
@@ -130,12 +144,12 @@ class Driver:
                 "event_too_large",
                 f"The agent yielded a Checkpoint of {len(state)} bytes, above the {MAX_EVENT_BYTES} allowed.",
             )
-        await self._publisher.checkpoint(state)
+        await self._sink.checkpoint(state)
 
     def _final(self, final: Final) -> Final:
         """Without an answer it gets the tokens'; an answer that only repeats many tokens is left to them."""
         tokens = "".join(self._tokens)
-        if final.answer is None and tokens and self._lease.resume_from <= EventId(0, 1):
+        if final.answer is None and tokens and self._from_the_start:
             final = final.model_copy(update={"answer": tokens})
         if len(_json(final)) > MAX_EVENT_BYTES and final.answer == tokens:
             final = final.model_copy(update={"answer": None})
@@ -175,7 +189,13 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
     """
     if stop.done():  # while it was claimed: its agent is not begun for nothing
         return Outcome(stop.result(), 0)
-    driver = Driver(lease, publisher)
+    record = lease.record
+    driver = Driver(
+        publisher,
+        events=int(record["events"]),
+        bytes=int(record["bytes"]),
+        from_the_start=lease.resume_from <= EventId(0, 1),
+    )
     publishing = asyncio.create_task(publisher.run())
     driving = asyncio.create_task(driver.drive(agent, run))
     try:
@@ -183,7 +203,11 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
         left = max(run.deadline - time.time(), 0)
         await asyncio.wait(parties, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if driving.done():
-            terminal = driving.result()
+            try:
+                terminal = driving.result()
+            except WorkerLost:
+                await _flush(publisher)
+                return Outcome(WORKER_LOST, driver.count)
         else:
             await _close(run, driver, driving)
             if stop.done():
@@ -206,6 +230,7 @@ async def execute(lease: Lease, agent: Agent, publisher: Publisher, run: Run, st
 
 
 HANDED_OVER = "handed_over"
+WORKER_LOST = "worker_lost"
 LOST = "lost"
 """A failover took more of the log than this attempt can mend."""
 _FLUSH_SECONDS = 1.0

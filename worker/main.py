@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from broker.runs import keys
 from broker.runs.subscriber import Subscriber
@@ -15,10 +17,13 @@ from worker.agent import Agent
 from worker.agents import load
 from worker.attempt import left_behind
 from worker.jobs import Jobs
+from worker.keeper import LeaseKeeper
 from worker.parts import make_parts
 from worker.presence import Presence
+from worker.processes.pool import Pool
 from worker.reaper import Reaper
 from worker.runner import Runner
+from worker.watchdog import Keeper, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +63,7 @@ class Worker:
             max_jobs=settings.max_jobs,
             running=lambda: self._jobs.running,
         )
+        self._watchdog = Watchdog(self._keeper())
         self._stopping = asyncio.Event()
         self._killed = asyncio.Event()
 
@@ -69,6 +75,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        self._watchdog.start()
         self._runner.start()
         self._doorbell.start()
         background = [
@@ -93,6 +100,7 @@ class Worker:
         await self._runner.close()
         await self._doorbell.close()
         await self._parts.close()
+        await self._watchdog.close()
         logger.info("worker stopped", extra={"reaped": dict(self._reaper.counts)})
         return 1 if self._killed.is_set() else 0
 
@@ -116,6 +124,13 @@ class Worker:
             except Exception:  # which Primaries.run finds too, and tells
                 await asyncio.sleep(_FIRST_LOOK_SECONDS)
         await self._jobs.take()
+
+    def _keeper(self) -> Keeper | None:
+        """The demo's fake Redis is in this very loop: nobody else could take the runs."""
+        if self._settings.redis_url.startswith("fakeredis://"):
+            return None
+        keeper = LeaseKeeper(self._settings, lambda: self._runner.leases)
+        return Keeper(keeper.after, keeper.keep)
 
     def _in_a_lease(self) -> int:
         now_ms = self._parts.primaries.now_ms()
@@ -151,10 +166,25 @@ class Worker:
         killed.cancel()
 
 
+@asynccontextmanager
+async def open_agents(settings: Settings) -> AsyncIterator[dict[str, Agent]]:
+    """The agents by name: in this process, or in those that the settings ask for. Raises Misconfigured."""
+    if not settings.agent_processes:
+        yield load(settings)
+        return
+    pool = Pool(settings)
+    agents = await pool.start()
+    try:
+        yield agents
+    finally:
+        await pool.close()
+
+
 async def serve(settings: Settings) -> int:
     """Runs a worker. Returns its exit code, unless an agent that does not end keeps the process from ending."""
-    worker = Worker(settings, load(settings))
-    code = await worker.run()
+    async with open_agents(settings) as agents:
+        worker = Worker(settings, agents)
+        code = await worker.run()
     if left_behind() or worker.busy:
         # asyncio would wait for the agent's task without a limit.
         logging.shutdown()

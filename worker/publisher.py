@@ -91,6 +91,10 @@ class Publisher:
         return self._lease.request_id
 
     @property
+    def lease(self) -> Lease:
+        return self._lease
+
+    @property
     def stopped(self) -> Stopped | None:
         return self._stopped
 

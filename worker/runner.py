@@ -16,14 +16,15 @@ from broker.runs import keys
 from broker.runs.connections import is_away, until_answered
 from broker.runs.leases import FORGET_MS
 from broker.runs.record import FINISHED
-from broker.runs.scripts import Answer, Lease, Reply, keep_key
+from broker.runs.scripts import RENEWAL, Answer, Lease, Reply, keep_key
 from broker.runs.subscriber import Subscriber
 from worker.agent import Agent, Run
-from worker.attempt import HANDED_OVER, LOST, Outcome, execute
+from worker.attempt import HANDED_OVER, LOST, WORKER_LOST, Outcome, execute
 from worker.history import History
 from worker.parts import Parts
 from worker.publisher import Limits, Publisher
 from worker.unwatched import Watch
+from worker.watchdog import Work, current
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class Runner:
     @property
     def agent_names(self) -> list[str]:
         return sorted(self._agents)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """Of all runs that are under way. It may be called in another thread: a copy of a set is made in one step."""
+        return [publisher.lease for publisher in tuple(self._publishers)]
 
     # -- what it is told ---------------------------------------------------------------------------------------
 
@@ -159,6 +165,7 @@ class Runner:
         began = time.perf_counter()
         run = self._make_run(lease)
         name = json.loads(lease.record["agent"])
+        current.set(Work(lease.request_id, name, lease.attempt))
         logger.info("run started", extra={"request_id": lease.request_id, "attempt": lease.attempt, "agent": name})
         publisher = Publisher(self._parts.scripts, lease, self._limits, self._parts.primaries)
         agent = self._agents.get(name) or _unknown_agent
@@ -201,8 +208,18 @@ class Runner:
             await until_answered(
                 lambda: self._give_back(lease, "handed_over"), "handing over", request_id=lease.request_id
             )
+        elif outcome.status == WORKER_LOST:
+            await until_answered(lambda: self._let_go(lease), "letting go", request_id=lease.request_id)
         elif outcome.status == LOST:
             await until_answered(lambda: self._lost(lease), "handing over", request_id=lease.request_id)
+
+    async def _let_go(self, lease: Lease) -> None:
+        """As if this worker had died: its lease ends now, so that a reaper counts the attempt as lost (PROTOCOL 4.4).
+
+        A hand-over would be sooner, but it is not counted, and a run that kills whatever executes it must end.
+        """
+        await self._parts.scripts.append(lease, RENEWAL, lease_ms=1, retention_ms=self._limits.retention_ms)
+        await self._parts.leases.put({lease.request_id: self._parts.primaries.now_ms() or lease.now_ms})
 
     async def _lost(self, lease: Lease) -> None:
         """A failover took what this attempt stands on: the next one begins at what survived (PROTOCOL 2)."""

@@ -6,9 +6,7 @@ They import what they need when they are called: completing a command must not l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -39,13 +37,13 @@ def serve(host: str, port: int, processes: int, fd: int | None) -> None:
 @click.command()
 def worker() -> None:
     """Run a worker: it takes runs off the queue and executes their agents."""
-    from broker import logs, settings
+    from broker import logs, loop, settings
     from worker.main import serve as serve_worker
 
     loaded = settings.load()
     logs.configure()
     logs.print_settings(loaded, "worker")
-    sys.exit(_run(serve_worker(loaded)))
+    sys.exit(loop.run(serve_worker(loaded)))
 
 
 @click.command()
@@ -75,15 +73,3 @@ def demo(port: int, docs: Path | None) -> None:
     from broker.demo import run
 
     sys.exit(run(port=port, docs=docs))
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    import asyncio
-
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(work)
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)

@@ -87,6 +87,11 @@ class Batch(NamedTuple):
     checkpoint: tuple[EventId, str] | None = None
 
 
+RENEWAL = Batch(first=2, entries=(), kept_from=1)
+"""Renews a lease whose epoch has begun in the log. Whatever its owner has under way meanwhile, this writes no entry: it
+is answered DUP or refused (PROTOCOL 2), and what a failover took is the owner's to find."""
+
+
 @cache
 def source(name: str) -> str:
     """The script `name`; a file `<name>_usual` goes ahead of it, so that the usual case need not load the prelude."""

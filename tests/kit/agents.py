@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
+import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -296,3 +298,91 @@ async def clock(run: Run) -> Events:
     for _ in range(run.parameters["count"]):
         yield Token(text=f"{time.monotonic():.3f} ")
         await asyncio.sleep(run.parameters.get("pause", 0))
+
+
+async def blocks(run: Run) -> Events:
+    """A token; once there is a file `until`, its first attempt blocks the event loop for `seconds`, or until there is a
+    file `release`; another token. With `task` it blocks in a task of its own, as a tool would.
+    """
+    yield Token(text="begun ")
+    while not Path(run.parameters["until"]).exists():
+        await asyncio.sleep(0.02)
+    if run.attempt == 1 and run.parameters.get("task"):
+        await asyncio.create_task(_block(**run.parameters))
+    elif run.attempt == 1:
+        await _block(**run.parameters)
+    yield Token(text="over")
+
+
+async def _block(*, seconds: float = 60, release: str = "", **_: Any) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (release and Path(release).exists()):
+        time.sleep(0.02)
+
+
+async def computes(run: Run) -> Events:
+    """The machine's time, `seconds` of computing without an `await`, and the time again."""
+    yield Token(text=f"{time.monotonic():.3f} ")
+    end = time.monotonic() + run.parameters["seconds"]
+    while time.monotonic() < end:
+        sum(range(10_000))
+    yield Token(text=f"{time.monotonic():.3f}")
+
+
+async def dies(run: Run) -> Events:
+    """A token and a checkpoint; its first attempt then ends its process in the way that `how` names; another token.
+
+    A second one goes on from the checkpoint.
+    """
+    if run.restored is None:
+        yield Token(text="saved ")
+        yield Checkpoint(state="saved")
+    if run.attempt == 1:
+        if run.parameters["how"] == "exit":
+            os._exit(7)
+        elif run.parameters["how"] == "fork":  # what it leaves behind has all that it had open
+            if os.fork() == 0:
+                time.sleep(5)
+                os._exit(0)
+            os._exit(7)
+        else:
+            ctypes.string_at(0)
+    yield Token(text=f"restored {run.restored}")
+
+
+async def counts(run: Run) -> Events:
+    """`count` tokens without a pause; a file `mark` says how many it has got rid of."""
+    for n in range(run.parameters["count"]):
+        Path(run.parameters["mark"]).write_text(str(n))
+        yield Token(text=f"{n} ")
+
+
+async def clutters(run: Run) -> Any:
+    """Yields what cannot be pickled, or only in its own process."""
+    yield Token(text="before ")
+    what = run.parameters["what"]
+    if what == "lambda":
+        yield lambda: None
+    elif what == "in data":
+        yield Data(name="x", value={"f": lambda: None})
+    else:
+        yield Checkpoint(state={"when": Thing()})
+
+
+class Thing:
+    """Nothing that JSON has."""
+
+
+async def where(run: Run) -> Events:
+    """Leaves the number of its process in a file `mark`; `seconds` of silence."""
+    Path(run.parameters["mark"]).write_text(str(os.getpid()))
+    await asyncio.sleep(run.parameters["seconds"])
+    yield Final(answer="")
+
+
+async def babbles(run: Run) -> Events:
+    """Writes to its worker what is no message."""
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(fd, b"\0\0\0\1?") if stat.S_ISSOCK(os.fstat(fd).st_mode) else None
+    yield Token(text="?")

@@ -62,6 +62,13 @@ AGENTS = (
     "bulky",
     "clock",
     "plays",
+    "blocks",
+    "computes",
+    "dies",
+    "counts",
+    "clutters",
+    "where",
+    "babbles",
 )
 
 
@@ -146,6 +153,8 @@ class PlainGateway(Gateway):
 
 
 class Worker(Process):
+    """`module` may be another than `broker`: one of the kit, which changes something first."""
+
     def __init__(self, env: dict[str, str], folder: Path, prefix: Sequence[str] = ()) -> None:
         super().__init__(["worker"], env, folder / f"worker-{time.monotonic_ns()}.log", prefix)
 

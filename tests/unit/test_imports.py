@@ -22,14 +22,14 @@ MAY_IMPORT = {
     "pure": {"pure"},
     "runs": {"pure", "runs"},
     "gateway": {"pure", "runs", "gateway", "process"},
-    "worker": {"pure", "runs", "worker"},
+    "worker": {"pure", "runs", "worker", "process"},
     "client": {"pure", "client"},
     "process": {"pure", "process"},
     "wiring": {"pure", "runs", "gateway", "worker", "client", "process", "wiring"},
 }
 """Which layers each layer may import. Gateway and worker never import each other: Redis is all they share."""
 
-PROCESS = {"broker.logs", "broker.supervisor"}
+PROCESS = {"broker.logs", "broker.loop", "broker.supervisor"}
 """What a process of ours needs beside its work; used by what starts processes."""
 
 ONLY_IN = {

@@ -1,0 +1,273 @@
+"""An agent process, as its worker sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+from typing import Any, NamedTuple
+
+from broker.errors import Misconfigured
+from broker.events import AGENT, Event
+from broker.settings import Settings
+from worker.agent import Checkpoint, Run, no_history
+from worker.attempt import CLOSE_SECONDS, WorkerLost
+from worker.processes import frames
+from worker.processes.messages import (
+    WINDOW,
+    Call,
+    Close,
+    Closed,
+    Credit,
+    Ended,
+    Execute,
+    Load,
+    Misfit,
+    Ping,
+    Pong,
+    Ready,
+    Result,
+    Saved,
+    Yielded,
+)
+
+logger = logging.getLogger(__name__)
+
+_CODE = "import sys; sys.path[:] = {path!r}; from worker.processes.child import main; main()"
+"""Not `-m`, which would look for our package in the working directory first."""
+END_SECONDS = 2.0
+"""How long a process lives whose socket is closed, and a socket whose process has ended."""
+_EVENTS = {kind.type: kind for kind in AGENT}
+
+
+class Execution:
+    """A run that is executed in a process."""
+
+    def __init__(self, process: AgentProcess, number: int, run: Run) -> None:
+        self.request_id = run.request_id
+        self._process = process
+        self._number = number
+        self._calls: dict[str, Callable[..., Awaitable[Any]]] = {"recall": run.recall}
+        """What the agent may ask the worker for."""
+        self._items: asyncio.Queue[Yielded | Saved | Ended | None] = asyncio.Queue()
+        """At most WINDOW and the end. None: the process has ended."""
+        self._taken = 0
+        self._answering: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+
+    async def next(self) -> Event | Checkpoint:
+        """What the agent yields next. Raises WorkerLost where its process has ended before."""
+        if self._taken == WINDOW // 2:
+            self._process.send(Credit(self._number, self._taken))
+            self._taken = 0
+        item = await self._items.get()
+        if item is None:
+            raise WorkerLost
+        self._taken += 1
+        return _decoded(item)
+
+    async def close(self) -> None:
+        """Has the agent closed, and waits for that. A process that is blocked by a run which is over is killed."""
+        for task in self._answering:
+            task.cancel()
+        if not self._closed.is_set():
+            self._process.send(Close(self._number))
+        if not await _within(CLOSE_SECONDS, self._closed) and not await self._process.turns(CLOSE_SECONDS):
+            logger.error(
+                "an agent process is blocked by a run that is over: it is killed",
+                extra={"pid": self._process.pid, "request_id": self.request_id},
+            )
+            self._process.kill()
+        await self._closed.wait()
+
+    def take(self, message: Yielded | Saved | Ended) -> None:
+        self._items.put_nowait(message)
+
+    def closed(self, *, lost: bool = False) -> None:
+        """`lost`: because its process has ended."""
+        if lost:
+            self._items.put_nowait(None)
+        self._closed.set()
+
+    def answer(self, call: Call) -> None:
+        task = asyncio.create_task(self._answer(call))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, call: Call) -> None:
+        value, error = None, None
+        try:
+            value = await self._calls[call.name](*json.loads(call.arguments))
+        except Exception as raised:
+            logger.exception("a call of an agent failed", extra={"call": call.name, "request_id": self.request_id})
+            error = f"{type(raised).__name__}: {raised}"
+        self._process.send(Result(self._number, call.call, value, error))
+
+
+class AgentProcess:
+    """One process, from its start to its end."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        self._popen = popen
+        self._writer = writer
+        self._numbers = count()
+        self._executions: dict[int, Execution] = {}
+        self._loaded: asyncio.Future[Ready | Misfit] = loop.create_future()
+        self._pong = asyncio.Event()
+        self._exited: asyncio.Future[int] = loop.create_future()
+        self._living: asyncio.Task[int] | None = None
+
+    @classmethod
+    async def start(cls, settings: Settings) -> AgentProcess:
+        """Returns when it has loaded its agents. Raises Misconfigured where it cannot."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            popen = _spawn(theirs.fileno())
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        process = cls(popen, writer)
+        process._living = asyncio.create_task(process._live(reader))
+        process.send(Load(settings))
+        parties: list[asyncio.Future[Any]] = [process._loaded, process._exited]
+        try:
+            await asyncio.wait(parties, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        if process._loaded.done() and isinstance(process._loaded.result(), Ready):
+            return process
+        code = await process.ended()
+        if process._loaded.done():
+            misfit = process._loaded.result()
+            assert isinstance(misfit, Misfit)
+            raise Misconfigured(misfit.reason)
+        raise Misconfigured(f"an agent process ended with code {code} while it loaded the agents")
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        ready = self._loaded.result()
+        assert isinstance(ready, Ready)
+        return ready.agents
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self._exited.done()
+
+    @property
+    def runs(self) -> list[str]:
+        """The request_ids of what it executes."""
+        return [execution.request_id for execution in self._executions.values()]
+
+    def begin(self, agent: str, run: Run) -> Execution:
+        number = next(self._numbers)
+        execution = self._executions[number] = Execution(self, number, run)
+        self.send(Execute(number, agent, replace(run, recall=no_history)))
+        return execution
+
+    def send(self, message: NamedTuple) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(frames.encode(message))
+
+    async def turns(self, seconds: float) -> bool:
+        """Whether its event loop turns within this time."""
+        self._pong.clear()
+        self.send(Ping())
+        return await _within(seconds, self._pong)
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+    async def ended(self) -> int:
+        """Its exit code, when it has ended and what it has still said is read; negative for a signal."""
+        assert self._living is not None
+        return await asyncio.shield(self._living)
+
+    async def stop(self) -> None:
+        """Tells it that nobody wants it any more, and waits for its end; it is killed where that does not come."""
+        self._writer.close()
+        await self.ended()
+
+    async def _live(self, reader: asyncio.StreamReader) -> int:
+        threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
+        reading = asyncio.create_task(self._read(reader))
+        parties: list[asyncio.Future[Any]] = [reading, self._exited]
+        # Either may come without the other: a program that an agent has forked holds the socket open.
+        await asyncio.wait(parties, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(parties, timeout=END_SECONDS)
+        if not self._exited.done():
+            self.kill()
+            await asyncio.wait([self._exited])
+        reading.cancel()
+        self._writer.close()
+        for execution in self._executions.values():
+            execution.closed(lost=True)
+        return self._exited.result()
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        code = self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._has_exited, code)
+
+    def _has_exited(self, code: int) -> None:
+        if not self._exited.done():
+            self._exited.set_result(code)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        decoder = frames.Decoder(upward=True)
+        try:
+            while data := await reader.read(65536):
+                for message in decoder.feed(data):
+                    self._take(message)
+        except OSError:
+            pass  # it has ended, which is seen elsewhere
+        except Exception:
+            logger.exception("an agent process is not understood: it is killed", extra={"pid": self.pid})
+            self.kill()
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case Ready() | Misfit():
+                self._loaded.set_result(message)
+            case Pong():
+                self._pong.set()
+            case Closed():
+                self._executions.pop(message.number).closed()
+            case Yielded() | Saved() | Ended():
+                self._executions[message.number].take(message)
+            case Call():
+                self._executions[message.number].answer(message)
+
+
+def _spawn(fd: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE.format(path=sys.path), str(fd)],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # Ctrl-C is for the worker
+    )
+
+
+def _decoded(item: Yielded | Saved | Ended) -> Event | Checkpoint:
+    """Checked already, by the driver in the process."""
+    if isinstance(item, Saved):
+        return Checkpoint(state=json.loads(item.state))
+    return _EVENTS[item.type].model_construct(**json.loads(item.data))
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
