@@ -114,7 +114,8 @@ def test_an_agent_is_told_the_history_of_its_session(stage: Stage) -> None:
 
 
 def test_a_question_that_cannot_be_asked_is_the_agents_failure(stage: Stage) -> None:
-    request_id = stage.client.submit("q", agent="recalls", parameters={"tokens": "many"})
+    stage.client.finished(stage.client.submit("before", agent="echo", session_id="asked"))
+    request_id = stage.client.submit("q", agent="recalls", session_id="asked", parameters={"tokens": "many"})
     assert stage.client.finished(request_id)["error"]["code"] == "agent_failed"
     wait_for(lambda: bool(stage.worker.logged("a call of an agent failed", request_id=request_id)))
 
