@@ -377,6 +377,7 @@ async def test_a_connection_is_used_again(models: Models) -> None:
         for _ in range(3):
             async with aclosing(model.stream([{"role": "user", "content": "hi"}], [], options)) as pieces:
                 assert [piece async for piece in pieces]
-            await ended.wait()
+        await model.aclose()
+        await ended.wait()
         proxy.close()
         assert counted == 1

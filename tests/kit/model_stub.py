@@ -22,6 +22,7 @@ class ModelStub:
         assert self._popen.stdout is not None
         self.url = self._popen.stdout.readline().strip()
         assert self.url, "the stub did not start"
+        self._http = httpx.Client(base_url=self.url.removesuffix("/v1"), verify=False, trust_env=False)
 
     def __enter__(self) -> ModelStub:
         return self
@@ -38,8 +39,7 @@ class ModelStub:
 
     def journal(self, containing: str = "") -> list[dict[str, Any]]:
         """The requests whose messages contain the text, the oldest first."""
-        answer = httpx.get(self.url.removesuffix("/v1") + "/journal", trust_env=False)
-        entries: list[dict[str, Any]] = answer.raise_for_status().json()
+        entries: list[dict[str, Any]] = self._http.get("/journal").raise_for_status().json()
         return [entry for entry in entries if any(containing in str(m.get("content")) for m in entry["messages"])]
 
     def until_ended(self, how: str, containing: str = "", *, seconds: float = 10) -> None:
@@ -53,6 +53,7 @@ class ModelStub:
 
     def close(self) -> None:
         """What it streams is cut. Afterwards its port refuses connections."""
+        self._http.close()
         with contextlib.suppress(ProcessLookupError):
             self._popen.terminate()
         try:
