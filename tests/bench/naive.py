@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, cast
 
+import openai
 import uvicorn
 from redis.asyncio import Redis
 from sse_starlette.sse import EventSourceResponse
@@ -50,8 +51,8 @@ async def stream(request: Request) -> Response:
 
 
 async def submit(request: Request) -> Response:
-    query, run = (await request.json())["query"], uuid.uuid4().hex
-    await cast("Awaitable[int]", redis.rpush(JOBS, json.dumps({"run": run, "query": query})))
+    body, run = await request.json(), uuid.uuid4().hex
+    await cast("Awaitable[int]", redis.rpush(JOBS, json.dumps({"run": run, **body})))
     return _tail(run, "0")
 
 
@@ -79,10 +80,25 @@ async def work() -> None:
         task.add_done_callback(running.discard)
 
 
-async def _run(run: str, query: str) -> None:
+async def _run(run: str, query: str, relay: bool = False) -> None:
+    answer = ""
+    async for text in _relayed(query) if relay else _words(query):
+        answer += text
+        await redis.xadd(key(run), {"t": "token", "d": json.dumps({"text": text})})
+    await redis.xadd(key(run), {"t": "final", "d": json.dumps({"answer": answer})})
+
+
+async def _words(query: str) -> AsyncIterator[str]:
     for word in query.split():
-        await redis.xadd(key(run), {"t": "token", "d": json.dumps({"text": word + " "})})
-    await redis.xadd(key(run), {"t": "final", "d": json.dumps({"answer": query})})
+        yield word + " "
+
+
+async def _relayed(query: str) -> AsyncIterator[str]:
+    messages = [{"role": "user", "content": query}]
+    model: Any = openai.AsyncOpenAI()
+    async for chunk in await model.chat.completions.create(model="bench", messages=messages, stream=True):
+        if text := chunk.choices[0].delta.content:
+            yield text
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tests.bench.figures import Figures
+from tests.bench.first_byte import FirstByte
 from tests.bench.machine import rss_kib
 from tests.bench.meter import Cost, Meter, redis_connections
 from tests.bench.targets import FIRST_SEQ, Target
@@ -267,6 +268,7 @@ FULL = Suite(
         Herd(name="herd", clients=500, events=2_000),
         Idle(name="idle", streams=5_000, seconds=20),
         Submit(name="submit", at_rest=500, rate=100, seconds=10),
+        FirstByte(name="first-byte", requests=300),
     ),
     heartbeat=15,
     own_target=True,
@@ -280,6 +282,7 @@ QUICK = Suite(
         Herd(name="herd", clients=20, events=600),
         Idle(name="idle", streams=100, seconds=2),
         Submit(name="submit", at_rest=20, rate=20, seconds=1),
+        FirstByte(name="first-byte", requests=10),
     ),
     heartbeat=1,
     own_target=False,

@@ -49,6 +49,8 @@ class Target(ABC):
         self.redis = RedisServer(folder, "--appendonly", "yes" if aof else "no")
         self.client: redis.Redis = self.redis.client()
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.model_port = free_port()
+        """Where workers ask a model; nobody listens there but in scenarios that need one."""
         self._runs = 0
 
     def __enter__(self) -> Self:
@@ -106,6 +108,10 @@ class Target(ABC):
     def submission(self, query: str) -> dict[str, Any]:
         """The body of a submit."""
 
+    @abstractmethod
+    def model_submission(self, query: str) -> dict[str, Any]:
+        """The same, of a run that relays what a model says."""
+
     @property
     def pid(self) -> int:
         assert self.server is not None
@@ -124,8 +130,13 @@ class Broker(Target):
         super().__init__(folder, cores, aof=aof, heartbeat=heartbeat)
         self.headers = (f"Authorization: Bearer {token(SUBJECT)}",)
         self._environment = environment(
-            self.redis.url, agents="words=tests.bench.agents:words", default_agent="words", heartbeat_seconds=heartbeat
-        )
+            self.redis.url,
+            agents="words=tests.bench.agents:words,timed_chat=tests.bench.agents:timed_chat",
+            default_agent="words",
+            heartbeat_seconds=heartbeat,
+            model="bench",
+            model_api="completions",
+        ) | {"OPENAI_BASE_URL": f"http://127.0.0.1:{self.model_port}/v1", "OPENAI_API_KEY": "bench"}
         self._gateway: Gateway | None = None
 
     @property
@@ -149,6 +160,9 @@ class Broker(Target):
 
     def submission(self, query: str) -> dict[str, Any]:
         return {"query": query, "agent": "words"}
+
+    def model_submission(self, query: str) -> dict[str, Any]:
+        return {"query": query, "agent": "timed_chat"}
 
     def prepare(self, numbers: range) -> None:
         self.append = asyncio.run(self._make_runs(numbers))
@@ -243,12 +257,16 @@ class Naive(Target):
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         env = {**os.environ, "REDIS_URL": self.redis.url, "PING_SECONDS": str(self.heartbeat)}
+        env |= {"OPENAI_BASE_URL": f"http://127.0.0.1:{self.model_port}/v1", "OPENAI_API_KEY": "bench"}
         with (self.folder / f"naive-{arguments[0]}.log").open("wb") as log:
             command = [sys.executable, "-m", "tests.bench.naive", *arguments]
             return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
     def submission(self, query: str) -> dict[str, Any]:
         return {"query": query}
+
+    def model_submission(self, query: str) -> dict[str, Any]:
+        return {"query": query, "relay": True}
 
     def prepare(self, numbers: range) -> None:
         """A stream is there when something is in it."""

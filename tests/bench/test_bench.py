@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.first_byte import Reading, parts_of
 from tests.bench.scenarios import FULL, QUICK
 from tests.bench.targets import TARGETS
 
@@ -28,6 +29,7 @@ FIGURES = {
     "runs-max": TAIL | {"runs_held"},
     "herd": COMMON | {"delivered_per_s", "delivered_share", "server_us", "all_s"},
     "idle": COMMON | {"kib_per_stream", "open_s", "heartbeats"},
+    "first-byte": {"direct_p50_ms", "first_p50_ms", "first_p99_ms", "above_p50_ms", "later_p50_ms"},
     "submit": COMMON | LATENCIES | {"delivered_per_s", "server_ms", "worker_ms", "redis_us"},
 }
 
@@ -68,6 +70,23 @@ def test_every_client_gets_everything(document: dict[str, Any]) -> None:
     for scenario, target, figures in medians(document):
         assert figures["complete"], f"{scenario} of {target}"
         assert figures["delivered_share"] in (None, 1.0), f"{scenario} of {target}"
+
+
+def test_the_shares_of_a_first_token_s_way_are_told(document: dict[str, Any]) -> None:
+    [figures] = [each for name, target, each in medians(document) if (name, target) == ("first-byte", "broker")]
+    assert all(figures[name] > 0 for name in ("agent_ms", "buffered_ms", "append_ms", "gateway_ms"))
+
+
+def test_the_shares_of_a_first_token_s_way_are_all_of_it() -> None:
+    written = 10**15
+    reading = Reading(
+        came={written: written + 10_000_000, written + 50: written + 20_000_000},
+        worker={str(written): [written + 1_000_000, written + 3_000_000, written + 9_000_000]},
+    )
+    shares = parts_of([reading], {written: written + 6_000_000})
+    assert shares.pop("append_answer_ms") == 6.0
+    assert list(shares.values()) == [1.0, 2.0, 3.0, 4.0]
+    assert sum(shares.values()) == reading.first_ms
 
 
 def test_idle_streams_get_heartbeats(document: dict[str, Any]) -> None:
