@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -38,14 +39,22 @@ _RESTART_SECONDS = (0.2, 0.5, 1.0)
 """Somebody is watching: what cannot start should be told soon."""
 
 
-def run(port: int, docs: Path | None) -> int:
-    """Until Ctrl-C. Returns the exit code. Raises Misconfigured where it cannot start; nothing runs then."""
+def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
+    """Until Ctrl-C. With `model_stub` there is a stand-in for a model server, and it is `chat` that is asked.
+
+    Returns the exit code. Raises Misconfigured where it cannot start; nothing runs then.
+    """
     directory = Path(os.environ.get("BROKER_DEMO_DIR") or ".demo").absolute()
-    with embedded.locked(directory) as lock, contextlib.closing(listen(HOST, port)) as listener:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(embedded.locked(directory))
+        listener = stack.enter_context(contextlib.closing(listen(HOST, port)))
         (directory / ".gitignore").write_text("*\n")
         redis = embedded.find()
         programs = [_redis(redis.binary, directory, lock)] if redis.binary else []
         _set_defaults(redis, docs, directory)
+        if model_stub:
+            models = stack.enter_context(contextlib.closing(listen(HOST, 0)))
+            programs.append(_model_stub(models, directory))
         loaded = settings.load()
         loaded.check_serving(HOST)
         demo = Demo(
@@ -54,6 +63,8 @@ def run(port: int, docs: Path | None) -> int:
             directory=directory,
             redis=str(redis.binary or settings.redact_url(loaded.redis_url)),
             fake=redis.is_fake,
+            agent=loaded.default_agent,
+            stub=model_stub,
         )
         programs += _ours(listener.fileno(), directory, together=redis.is_fake)
         for program in programs:
@@ -83,6 +94,16 @@ def _ours(listener: int, directory: Path, *, together: bool) -> list[Program]:
         ),
         Program(name="worker", command=[*command, "worker"], log=directory / "worker.log"),
     ]
+
+
+def _model_stub(listener: socket.socket, directory: Path) -> Program:
+    """What asks a model asks it, and nothing else: a key that the user has set is not sent, and costs nothing."""
+    fd = listener.fileno()
+    os.environ |= {"OPENAI_BASE_URL": f"http://{HOST}:{listener.getsockname()[1]}/v1", "OPENAI_API_KEY": "none"}
+    for name, value in (("BROKER_MODEL", "stub"), ("BROKER_DEFAULT_AGENT", "chat")):
+        os.environ[name] = os.environ.get(name) or value
+    command = [sys.executable, "-m", "broker.model_stub", "--fd", str(fd)]
+    return Program(name="model-stub", command=command, log=directory / "model-stub.log", pass_fds=[fd])
 
 
 def _set_defaults(redis: embedded.Choice, docs: Path | None, directory: Path) -> None:
@@ -129,6 +150,10 @@ class Demo:
     directory: Path
     redis: str
     fake: bool
+    agent: str
+    """The one that is asked by default."""
+    stub: bool
+    """Whether the model is the stand-in."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -187,8 +212,9 @@ async def _ready(client: httpx.AsyncClient) -> None:
 
 
 async def _run_sample(client: httpx.AsyncClient) -> Sample:
-    """The built-in agent, which costs nothing, whatever the default agent is."""
-    answer = await client.post("/api/v1/query", json={"query": QUESTION, "agent": "research"})
+    """The built-in agent without a model, which costs nothing, whatever the default agent is."""
+    sample = {"query": QUESTION, "agent": "research", "parameters": {"model": False}}
+    answer = await client.post("/api/v1/query", json=sample)
     run = _checked(answer)["links"]["self"]
     wait = {"wait": str(_SAMPLE_SECONDS)}
     _checked(await client.get(run, params=wait, timeout=_SAMPLE_SECONDS + 10))
@@ -210,7 +236,9 @@ def _problem(answer: httpx.Response) -> str:
 
 
 def introduction(demo: Demo, sample: Sample) -> str:
-    submit: dict[str, Any] = {"query": QUESTION, "parameters": {"pace": PACE}}
+    submit: dict[str, Any] = {"query": QUESTION, "parameters": {} if demo.agent == "chat" else {"pace": PACE}}
+    if demo.stub:
+        submit["query"] += f" [[pace={PACE}]]"
     run = f"/api/v1/runs/{sample.request_id}"
     posted = ["-H", "Content-Type: application/json", "-d", json.dumps(submit)]
     parts = [
@@ -225,6 +253,11 @@ def introduction(demo: Demo, sample: Sample) -> str:
         _curl(demo, "-sS", run),
         f"Redis is {demo.redis}. Data and logs are in {demo.directory}. Ctrl-C stops everything.",
     ]
+    if demo.stub:
+        parts[0] += (
+            ".\nIts model is a stub, not a model: it repeats what it is told. BROKER_MODEL, OPENAI_BASE_URL and "
+            "OPENAI_API_KEY\nname a real one, without --model-stub. The stub takes directives: see docs/agents.md."
+        )
     if demo.fake:
         parts[-1] = (
             "WARNING: no redis-server was found, so gateway, worker and a fake Redis share one process, and no run "

@@ -730,11 +730,12 @@ def main() -> None:
     parser.add_argument("--no-responses", action="store_true", help="Chat Completions only.")
     given = parser.parse_args()
     try:
-        listener = socket.socket(fileno=given.fd) if given.fd else socket.create_server((HOST, given.port))
+        listener = socket.socket(fileno=given.fd) if given.fd is not None else socket.create_server((HOST, given.port))
     except OSError as error:
         sys.exit(f"model_stub: cannot listen on {HOST}:{given.port}: {error.strerror or error}")
-    sys.stdout.write(f"http://{HOST}:{listener.getsockname()[1]}/v1\n")
-    sys.stdout.flush()
+    if given.fd is None:
+        sys.stdout.write(f"http://{HOST}:{listener.getsockname()[1]}/v1\n")
+        sys.stdout.flush()
     serve(listener, responses=not given.no_responses)
 
 

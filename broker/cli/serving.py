@@ -63,7 +63,8 @@ def token(sub: str, tenant: str | None, ttl: int, scope: tuple[str, ...]) -> Non
 @click.command()
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Documents to search.")
-def demo(port: int, docs: Path | None) -> None:
+@click.option("--model-stub", is_flag=True, help="Try `chat` without a model: a stand-in answers.")
+def demo(port: int, docs: Path | None, model_stub: bool) -> None:
     """Run everything on this machine: Redis, a gateway and a worker, until Ctrl-C.
 
     Its data and logs are in .demo/ below the current directory, or where BROKER_DEMO_DIR says, and outlive it.
@@ -72,4 +73,4 @@ def demo(port: int, docs: Path | None) -> None:
     """
     from broker.demo import run
 
-    sys.exit(run(port=port, docs=docs))
+    sys.exit(run(port=port, docs=docs, model_stub=model_stub))

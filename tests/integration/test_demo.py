@@ -35,10 +35,10 @@ The gateway answers with what the client missed, and sends nothing twice. A stre
 class Demo:
     """A demo, and everything that it started."""
 
-    def __init__(self, directory: Path, port: int, *, own_documents: bool = True, **variables: str) -> None:
+    def __init__(self, directory: Path, port: int, *more: str, own_documents: bool = True, **variables: str) -> None:
         self.directory = directory
         self.url = f"http://127.0.0.1:{port}"
-        options = ["--port", str(port)]
+        options = ["--port", str(port), *more]
         if own_documents:
             documents = directory.parent / "documents"
             documents.mkdir(exist_ok=True)
@@ -155,8 +155,8 @@ def demo(folder: Path) -> Iterator[Demo]:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Demo] = []
 
-    def starter(directory: Path | None = None, port: int | None = None, **options: Any) -> Demo:
-        demo = Demo(directory or tmp_path / ".demo", port or free_port(), **options)
+    def starter(*more: str, directory: Path | None = None, port: int | None = None, **options: Any) -> Demo:
+        demo = Demo(directory or tmp_path / ".demo", port or free_port(), *more, **options)
         started.append(demo)
         return demo
 
@@ -174,10 +174,14 @@ def pasted(line: str) -> bytes:
 
 def check_lines(demo: Demo) -> None:
     """Pastes all three, one after the other."""
-    submit, resume, poll = demo.lines
-    submitted = sse.parse(pasted(submit))
+    submitted = sse.parse(pasted(demo.lines[0]))
     assert [submitted[0].type, submitted[-1].type] == ["start", "final"]
     assert submitted[0].json["request_id"] != demo.request_id
+    check_resumes(demo)
+
+
+def check_resumes(demo: Demo) -> None:
+    _, resume, poll = demo.lines
     resumed = sse.parse(pasted(resume))
     run = json.loads(pasted(poll))
     log = events_of(demo, run)
@@ -262,6 +266,27 @@ def test_where_a_secret_is_set_the_lines_carry_a_token(start: Start) -> None:
     assert "BROKER_TOKEN=" in demo.ask
     assert b"Last-Event-ID" in pasted(demo.ask)
     assert httpx.get(f"{demo.url}/api/v1/runs/{demo.request_id}").status_code == 401
+
+
+# -- without a model -------------------------------------------------------------------------------------------------
+
+
+def test_with_the_stub_chat_can_be_tried_without_a_key(start: Start) -> None:
+    demo = start(
+        "--model-stub", OPENAI_API_KEY="sk-of-the-user", OPENAI_BASE_URL="https://costs.example/v1"
+    ).until_ready()
+    assert "a stub, not a model" in demo.text
+    submitted = sse.parse(pasted(demo.lines[0]))
+    answer = "".join(event.json["text"] for event in submitted if event.type == "token")
+    assert answer.startswith("I am a stub, not a model.\nYou said: How does a client resume a stream?")
+    assert submitted[-1].type == "final"
+    assert submitted[-1].json["usage"]["model"] == "stub"
+    assert pasted(demo.ask).decode() == answer + "\n"
+    check_resumes(demo)
+    assert demo.interrupt() == 0
+    assert demo.left_running() == []
+    assert demo.errors == ""
+    assert "sk-of-the-user" not in "".join(path.read_text() for path in demo.directory.glob("*.log"))
 
 
 # -- the end, and the next start -------------------------------------------------------------------------------------
