@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
@@ -36,9 +37,8 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
     def connected(url: str | None, token: str | None, *args: P.args, **kwargs: P.kwargs) -> None:
         from broker.client import Client
 
-        given = click.get_current_context().find_root().params
         try:
-            with Client(url or given.get("url"), token or given.get("token"), patience=PATIENCE_SECONDS) as client:
+            with Client(chosen("url", url), chosen("token", token), patience=PATIENCE_SECONDS) as client:
                 command(client, *args, **kwargs)
         except Failed:
             raise
@@ -48,11 +48,16 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
     return connected
 
 
+def chosen(name: str, value: str | None) -> str | None:
+    """The option as the command has got it, else as it stands before the command's name. None: the environment's."""
+    before: str | None = click.get_current_context().find_root().params.get(name)
+    return value or before
+
+
 def url_option() -> str:
     """`--url URL`, where that is how the broker was named: for commands that are printed to be pasted."""
-    context = click.get_current_context()
-    url = context.params.get("url") or context.find_root().params.get("url")
-    return f" --url {url}" if url else ""
+    url = chosen("url", click.get_current_context().params.get("url"))
+    return f" --url {shlex.quote(url)}" if url else ""
 
 
 def explained(error: BrokerError) -> str:

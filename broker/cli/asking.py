@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from broker.cli.access import url_option, with_client
-from broker.cli.text import parameter
-from broker.errors import BadCursor
+from broker.cli.arguments import after_option, events_as_json_option, parameters_option, run_argument
 from broker.ids import EventId
 
 if TYPE_CHECKING:
@@ -21,39 +20,12 @@ EXIT_CODES = (
 )
 
 
-def _after(context: click.Context, option: click.Parameter, value: str | None) -> EventId | None:
-    try:
-        return None if value is None else EventId.parse(value)
-    except BadCursor as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _parameters(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        return dict(map(parameter, values))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-after_option = click.option(
-    "--after", callback=_after, metavar="EVENT_ID", help="Begin after this event, as a detached run says it."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One event a line: {id, type, data}.")
-
-
 @click.command(epilog=EXIT_CODES)
 @click.argument("query", required=False)
 @click.option("--agent", help="One of the broker's agents; else its default.")
 @click.option("--session", metavar="ID", help="The conversation that this belongs to.")
-@click.option(
-    "--param",
-    "parameters",
-    callback=_parameters,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A parameter of the agent; the value is JSON where it is JSON, else text. May be repeated.",
-)
-@json_option
+@parameters_option
+@events_as_json_option
 @after_option
 @click.option("--detach", is_flag=True, help="Print the run's id, and do not wait for it.")
 @click.option("--idempotency-key", metavar="KEY", help="The run that this key has started, also when it has ended.")
@@ -99,9 +71,9 @@ def ask(
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("request_id")
+@run_argument
 @after_option
-@json_option
+@events_as_json_option
 @with_client
 def tail(client: Client, request_id: str, after: EventId | None, as_json: bool) -> None:
     """Show a run from its beginning, or after an event, and go on with it to its end.

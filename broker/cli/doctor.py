@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import sys
 
 import click
 
+from broker.cli.access import chosen
+
 
 @click.command()
-@click.option("--url", envvar="BROKER_URL", help="Look at this gateway and the way to it, instead of the settings.")
-@click.option("--token", envvar="BROKER_TOKEN", help="Bearer token for --url; `ps` shows it, BROKER_TOKEN not.")
+@click.option(
+    "--url", metavar="URL", help="Look at this gateway and the way to it, instead of the settings; else BROKER_URL."
+)
+@click.option("--token", metavar="TOKEN", help="Bearer token for --url; `ps` shows it, BROKER_TOKEN not.")
 @click.option(
     "--seconds",
     default=20.0,
@@ -31,6 +34,8 @@ def doctor(url: str | None, token: str | None, seconds: float, as_json: bool) ->
 
     Exit codes: 0 all is fine (notes allowed), 1 there are warnings, 2 there are errors, or wrong usage.
     """
+    import asyncio
+
     from broker import settings
     from broker.doctor import report
     from broker.doctor.examination import examine
@@ -38,6 +43,8 @@ def doctor(url: str | None, token: str | None, seconds: float, as_json: bool) ->
     from broker.doctor.way import examine_way
     from broker.errors import Misconfigured
 
+    url = chosen("url", url) or os.environ.get("BROKER_URL")
+    token = chosen("token", token) or os.environ.get("BROKER_TOKEN")
     try:
         loaded = settings.load()
     except Misconfigured as failure:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli.access import explained, with_client
+from broker.cli.arguments import run_argument, runs_argument, some_runs_argument
 from broker.cli.text import count, one_line
 from broker.errors import BrokerError, RunNotFound
 
@@ -46,7 +47,7 @@ def runs(
 
 
 @click.command()
-@click.argument("request_id")
+@run_argument
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @with_client
 def show(client: Client, request_id: str, as_json: bool) -> None:
@@ -70,7 +71,7 @@ def show(client: Client, request_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("request_ids", metavar="REQUEST_ID...", nargs=-1, required=True)
+@runs_argument
 @with_client
 def cancel(client: Client, request_ids: tuple[str, ...]) -> None:
     """Stop runs; what they have come to stays readable. Runs that have ended stay as they are."""
@@ -82,7 +83,7 @@ def cancel(client: Client, request_ids: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("request_ids", metavar="[REQUEST_ID]...", nargs=-1)
+@some_runs_argument
 @click.option("--subject", metavar="SUB", help="All runs of this user.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_client

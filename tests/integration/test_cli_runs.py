@@ -60,6 +60,12 @@ def user(service: Service, subject: str) -> Iterator[User]:
     made.close()
 
 
+@pytest.fixture
+def overseer(service: Service, subject: str) -> User:
+    """Of the same tenant, which is the subject's own name where the token names none."""
+    return User(service.gateways[0].url, token("overseer", tenant=subject, scope="broker:tenant"))
+
+
 def until(process: subprocess.Popen[bytes], text: str) -> dict[str, Any]:
     """Reads events up to the one in which `text` is."""
     assert process.stdout is not None
@@ -322,6 +328,8 @@ def test_runs_are_listed_newest_first_by_status_and_session(user: User) -> None:
     assert ids() == [runs, *reversed(ended)]
     assert ids("--limit", "2") == [runs, ended[2]]
     assert ids("--session", "s1") == [ended[1]]
+    assert ids("--status", "completed") == list(reversed(ended))
+    assert ids("--status", "completed", "--limit", "1") == [ended[2]]
     table = user.broker("runs").stdout.splitlines()
     assert table[0].split() == ["run", "status", "created", "took", "agent", "session"]
     assert [line.split()[0] for line in table[1:]] == ids()
@@ -410,6 +418,31 @@ def test_delete_erases_runs(user: User) -> None:
     assert user.broker("show", two).returncode == 0
 
 
+def test_all_runs_of_a_subject_are_erased_by_whom_the_tenant_allows_it(
+    user: User, overseer: User, subject: str, alice: Client
+) -> None:
+    gone = [user.asked(f"q{n}") for n in range(3)]
+    for request_id in gone:
+        user.broker("tail", request_id)
+    asked = overseer.broker("delete", "--subject", subject)
+    assert asked.returncode == 2
+    assert f"Erase 3 runs of {subject}, for good?" in asked.stderr
+    assert len(user.broker("runs", "--json").stdout.splitlines()) == 3
+    done = overseer.broker("delete", "--subject", subject, "--yes")
+    assert (done.returncode, done.stdout) == (0, f"3 runs of {subject} erased\n")
+    assert [alice.get(f"/api/v1/runs/{request_id}").status_code for request_id in gone] == [404] * 3
+    assert "There are no runs of" in overseer.broker("delete", "--subject", subject, "--yes").stderr
+
+
+def test_others_have_no_runs_of_a_subject_to_erase(service: Service, user: User, subject: str) -> None:
+    mine = user.asked("x")
+    other = User(service.gateways[0].url, token("somebody-else"))
+    done = other.broker("delete", "--subject", subject, "--yes")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"There are no runs of {subject} that this token may see.\n"
+    assert user.broker("show", mine).returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["0" * 32, "--subject", "x"]])
 def test_delete_takes_runs_or_a_subject(user: User, arguments: list[str]) -> None:
     done = user.broker("delete", *arguments)
@@ -434,7 +467,9 @@ def test_a_broker_that_does_not_answer_is_one_line_with_its_url(nowhere: str) ->
     assert line.endswith("Where it is, say --url or BROKER_URL; `broker demo` starts one.")
 
 
-@pytest.mark.parametrize("command", [["ask", "x"], ["tail", "0" * 32], ["runs"], ["show", "0" * 32], ["cancel", "0"]])
+@pytest.mark.parametrize(
+    "command", [["ask", "x"], ["tail", "0" * 32], ["runs"], ["show", "0" * 32], ["cancel", "0" * 32]]
+)
 def test_a_token_that_is_missing_is_one_line_that_says_how_to_get_one(service: Service, command: list[str]) -> None:
     done = here(*command, url=service.gateways[0].url)
     assert done.returncode == 1
@@ -462,6 +497,9 @@ def test_a_run_that_is_not_there_is_one_line_that_says_where_to_look(user: User)
         (["runs", "--limit", "0"], "--limit"),
         (["completion", "tcsh"], "tcsh"),
         (["cancel"], "REQUEST_ID"),
+        (["cancel", "0" * 32, "abc"], "'abc' is not the id of a run, which has 32 digits"),
+        (["tail", "0" * 31 + "A"], "is not the id of a run"),
+        (["delete", "x\x1b[2J"], r"'x\x1b[2J'"),
     ],
 )
 def test_wrong_usage_is_said_and_is_exit_code_2(arguments: list[str], named: str) -> None:
