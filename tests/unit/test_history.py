@@ -85,8 +85,15 @@ async def test_only_what_ended_well_before_the_run_was_created_counts(session: S
     await session.asked("queued")
     running = await session.asked("running")
     await claim(session.scripts, running)
-    cancelled = await session.asked("cancelled")
-    await cancel(session.scripts, cancelled)
+    for ending in ("cancelled", "failed"):
+        request_id = await session.asked(ending)
+        lease = await claim(session.scripts, request_id)
+        await append(session.scripts, lease, 2, *words("said "))
+        if ending == "cancelled":
+            await cancel(session.scripts, request_id)
+        else:
+            await append(session.scripts, lease, 3, ("error", '{"code":"x","message":"y"}'))
+        await session._set(request_id, finished_at=session.now + 1)
     await session.answered("nothing said", None)
     await session.answered("later", "no")
     assert told(await session.recall(before=created)) == [("before", "yes")]

@@ -26,6 +26,7 @@ from broker.settings import Settings
 from tests.kit.waiting import until
 from worker import Run, tool
 from worker.agent import MAX_EVENT_BYTES
+from worker.agents.search import make_search
 from worker.models.model import Call
 from worker.tools import registry
 from worker.tools import threads as threads_module
@@ -230,7 +231,7 @@ def test_the_example_of_the_documentation_is_a_tool_in_ten_lines(modules: Callab
 
 async def test_the_documents_can_be_searched_where_there_are_any(tmp_path: Path) -> None:
     (tmp_path / "reef.md").write_text("# Reefs\n\nCoral polyps build reefs out of limestone.\n")
-    tools = load_tools(Settings(docs=tmp_path))
+    tools = load_tools(Settings(), [make_search(tmp_path)])
     assert tools.names == ("search_documents",)
     asked = Call(id="c", name="search_documents", arguments='{"query": "How do corals build reefs?"}')
     result = await tools.call(asked, RUN, tools.names)

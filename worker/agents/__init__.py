@@ -11,14 +11,16 @@ from broker.settings import Settings
 from worker.agent import Agent
 from worker.agents.chat import make_chat
 from worker.agents.research import make_research
+from worker.agents.search import make_search
 from worker.tools.registry import load_tools
 
 
 def load(settings: Settings) -> dict[str, Agent]:
     """By name. Raises Misconfigured, which names the agent or the tool that cannot be loaded and why."""
+    search = [make_search(settings.docs)] if settings.docs is not None else []
     agents: dict[str, Agent] = {
         "research": make_research(settings.docs, settings),
-        "chat": make_chat(settings, load_tools(settings)),
+        "chat": make_chat(settings, load_tools(settings, search)),
     }
     if settings.agents and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,6 @@ from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.agent import Run
 from worker.models.model import Call, ToolSpec
-from worker.tools.documents import make_search
 from worker.tools.result import BadResult, Result, failure, make_result
 from worker.tools.threads import Threads
 from worker.tools.tool import BadArguments, BadTool, Tool, is_marked, make_tool
@@ -114,17 +113,15 @@ def _forget(task: asyncio.Task[object]) -> None:
         task.exception()
 
 
-def load_tools(settings: Settings) -> Tools:
-    """Those of BROKER_TOOLS, and `search_documents` where there are documents.
+def load_tools(settings: Settings, built_in: Iterable[Callable[..., Any]] = ()) -> Tools:
+    """Those of BROKER_TOOLS, after those that are built in.
 
     Raises Misconfigured, which names the module and the function that cannot be used, and why.
     """
     if settings.tools and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    places: dict[Any, str] = {}
+    places: dict[Any, str] = dict.fromkeys(built_in, "a built-in tool")
     """Of each function; one that a module has from another is one tool."""
-    if settings.docs is not None:
-        places[make_search(settings.docs)] = "the built-in tool"
     for module in settings.tools:
         for attribute, function in _marked(module).items():
             places.setdefault(function, f"{module}: {attribute}")
