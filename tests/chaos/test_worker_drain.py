@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-import pytest
 from redis.asyncio import Redis
 
 from tests.conftest import Launcher
@@ -84,7 +83,6 @@ def test_runs_that_end_in_the_grace_period_end_and_the_others_go_on_elsewhere_at
     )
 
 
-@pytest.mark.skipif(not LONG, reason="one hand-over is in the test above")
 def test_hand_overs_are_no_failures_and_what_waits_is_taken_by_the_next_worker(fleet: Fleet, launch: Launcher) -> None:
     """PROTOCOL 4.4: three hand-overs where two lost attempts would be the end. No other worker is there."""
 
@@ -139,7 +137,6 @@ def test_a_second_signal_ends_a_worker_at_once_and_its_lease_gives_its_runs_back
         check_resumed(log, EVERY)
 
 
-@pytest.mark.skipif(not LONG, reason="takes the five seconds in which an agent may close")
 def test_a_stubborn_agent_holds_up_its_own_run_only(fleet: Fleet, launch: Launcher) -> None:
     draining, other = (launch.worker(fleet.redis.url, lease_seconds=NEVER, grace_seconds=0) for _ in range(2))
     other.signal(signal.SIGSTOP)  # so that it takes none of them yet
@@ -159,7 +156,6 @@ def test_a_stubborn_agent_holds_up_its_own_run_only(fleet: Fleet, launch: Launch
         assert (run["status"], reasons(log)) == ("completed", ["started", "handed_over"])
 
 
-@pytest.mark.skipif(not LONG, reason="takes the ten seconds in which a worker tries to hand over")
 def test_a_worker_that_cannot_hand_over_ends_all_the_same_and_its_lease_gives_its_runs_back(
     fleet: Fleet, launch: Launcher
 ) -> None:

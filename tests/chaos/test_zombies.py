@@ -19,7 +19,7 @@ from tests.conftest import Launcher
 from tests.kit.fleet import LEASE, Fleet, check_resumed, check_steps, reasons, steps
 from tests.kit.processes import Worker, wait_for
 from tests.kit.proxy import Proxy
-from tests.kit.scale import LONG, scaled
+from tests.kit.scale import scaled
 
 EVERY = 10
 """Tokens from one checkpoint to the next."""
@@ -92,7 +92,6 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease_changes_nothing_any
     assert zombie.logged("run ended", request_id=again, outcome="final")
 
 
-@pytest.mark.skipif(not LONG, reason="to Redis it is what a stopped worker is")
 def test_a_worker_whose_link_stands_still_is_fenced_also_with_an_end_under_way(
     fleet: Fleet, launch: Launcher, chance: random.Random
 ) -> None:
@@ -143,7 +142,6 @@ def test_a_worker_that_was_fenced_takes_its_own_runs_again_where_nobody_else_has
     assert [line["request_id"] for line in full.logged("run started")] == [occupying]
 
 
-@pytest.mark.skipif(not LONG, reason="waits until the reapers are not patient any more")
 def test_a_stop_shorter_than_the_lease_costs_no_attempt(fleet: Fleet, launch: Launcher, chance: random.Random) -> None:
     lease = 2.0
     workers = [launch.worker(fleet.redis.url, lease_seconds=lease) for _ in range(2)]

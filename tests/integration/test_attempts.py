@@ -185,7 +185,6 @@ def test_a_hand_over_whose_replies_are_lost_is_one(fleet: Fleet, launch: Launche
         check_resumed(log, 10)
 
 
-@pytest.mark.skipif(not LONG, reason="it is patient after each loss")
 @pytest.mark.parametrize("before", [False, True], ids=["reply", "command"])
 def test_a_reaper_whose_replies_are_lost_does_everything_once(
     fleet: Fleet, launch: Launcher, proxy: Proxy, before: bool

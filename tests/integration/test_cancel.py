@@ -298,7 +298,6 @@ def test_a_cancel_that_nobody_hears_is_found_by_the_renewal_and_the_heartbeat(
         check_reader(entries_of(reading.result(10)), stage.client.log(request_id))
 
 
-@pytest.mark.skipif(not LONG, reason="takes the five seconds in which an agent may close; tests/unit has it shorter")
 def test_a_stubborn_agent_is_left_behind_and_writes_nothing(stage: Stage, patient: Worker) -> None:
     request_id = stage.running("stubborn")
     stage.cancel(request_id)

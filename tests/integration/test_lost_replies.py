@@ -11,7 +11,7 @@ from tests.conftest import Launcher
 from tests.kit.checker import check_log, check_reader, entries_of, surviving_text
 from tests.kit.http import Client
 from tests.kit.proxy import Proxy, calls
-from tests.kit.scale import LONG, scaled
+from tests.kit.scale import scaled
 
 
 @dataclass
@@ -105,7 +105,6 @@ def test_a_slow_link_costs_time_and_nothing_else(stage: Stage) -> None:
     check_exact(client, run["request_id"], "".join(f"{n} " for n in range(150)))
 
 
-@pytest.mark.skipif(not LONG, reason="takes the five seconds of a command's own timeout")
 def test_a_link_that_falls_silent_in_mid_run_is_given_up_and_made_anew(stage: Stage) -> None:
     """A black hole: no reset ever comes. The command's own timeout must end it."""
     client, proxy = stage.client, stage.proxy

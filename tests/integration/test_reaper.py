@@ -22,7 +22,6 @@ from tests.kit.http import Client
 from tests.kit.processes import Worker, wait_for
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import now_ms, running
-from tests.kit.scale import LONG
 from tests.kit.sse import read
 from worker.parts import make_parts
 from worker.reaper import Reaper
@@ -173,7 +172,6 @@ def test_a_worker_that_starts_while_leases_are_expired_leaves_their_owners_time(
 # -- a Cluster -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not LONG, reason="a Cluster takes long to start, and to fail over")
 async def test_while_one_shard_is_away_the_runs_of_the_others_are_reaped(tmp_path: Path) -> None:
     (tmp_path / "queue").mkdir()
     queue = RedisServer(tmp_path / "queue").start()
