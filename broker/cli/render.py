@@ -100,7 +100,7 @@ class Transcript:
             case Token() | Reasoning():
                 yield from self._text(event)
             case Message():
-                yield from self._lines(Text(harmless(event.text.strip("\n"))))
+                yield from self._lines(Text(harmless(event.text.strip("\n")), no_wrap=True, overflow="ignore"))
             case Progress():
                 yield Bar(percent=event.percent, message=one_line(event.message))
             case Sources():
@@ -198,7 +198,7 @@ class Transcript:
         self._section = ""
         yield Gap()
         facts = ["completed", *usage_facts(event.usage), self._more]
-        yield Block(body=Text(" · ".join(facts), style="dim"))
+        yield Block(body=_line(" · ".join(facts), "dim", whole=True))
 
     def _has_shown(self, answer: str) -> bool:
         """White space aside. After a cursor only the end of the answer can have been shown."""
@@ -222,8 +222,8 @@ class Transcript:
 
 
 def _line(text: str, style: str, *, whole: bool = False) -> Text:
-    """Cut to the width, unless the whole of it matters."""
-    return Text(one_line(text), style=style, no_wrap=not whole, overflow="fold" if whole else "ellipsis")
+    """Cut to the width, unless the whole of it matters: that is left to the terminal to wrap, and can be copied."""
+    return Text(one_line(text), style=style, no_wrap=True, overflow="ignore" if whole else "ellipsis")
 
 
 def _tool(arrow: str, name: str, rest: str) -> Text:

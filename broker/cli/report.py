@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,14 +16,16 @@ from broker.client import Run
 from broker.events import dumps
 
 
-def report(run: Run, taken: Account) -> RenderableType:
+def report(run: Run, taken: Account) -> Iterator[RenderableType]:
     """What is known of it, a line each; then its attempts, its answer and its citations."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True, style="dim")
     facts.add_column(overflow="fold")
     for name, value in _facts(run, taken):
         facts.add_row(name, value if isinstance(value, Text) else Text(value))
-    return Group(facts, *_attempts(taken), *_result(run))
+    yield facts
+    yield from _attempts(taken)
+    yield from _result(run)
 
 
 def _facts(run: Run, taken: Account) -> Iterator[tuple[str, str | Text]]:
@@ -54,7 +56,7 @@ def _attempts(taken: Account) -> Iterator[RenderableType]:
     if taken.attempts:
         yield Text()
     for attempt in taken.attempts:
-        yield Text(_attempt(attempt), overflow="fold")
+        yield Text(_attempt(attempt))
 
 
 def _attempt(attempt: AttemptAccount) -> str:
@@ -68,7 +70,7 @@ def _attempt(attempt: AttemptAccount) -> str:
 def _result(run: Run) -> Iterator[RenderableType]:
     if run.answer is not None:
         yield Text()
-        yield Text(harmless(run.answer), overflow="fold")
+        yield Text(harmless(run.answer), no_wrap=True, overflow="ignore")
     if run.citations:
         yield Text()
         yield from citation_lines(run.citations)

@@ -58,6 +58,8 @@ def show(client: Client, request_id: str, as_json: bool) -> None:
     """
     from datetime import UTC, datetime
 
+    from rich.console import Group
+
     from broker.cli.account import account
     from broker.cli.report import report, report_json
     from broker.cli.screen import console
@@ -67,7 +69,7 @@ def show(client: Client, request_id: str, as_json: bool) -> None:
     if as_json:
         click.echo(report_json(run, taken))
     else:
-        console(sys.stdout).print(report(run, taken))
+        console(sys.stdout).print(Group(*report(run, taken)), crop=False)
 
 
 @click.command()

@@ -85,7 +85,7 @@ class Screen:
     def _block(self, block: Block) -> None:
         self.fresh_line()
         # In a Group, because `print` joins texts to one that knows nothing of their overflow.
-        (self._err if block.aside else self._out).print(Group(block.body))
+        (self._err if block.aside else self._out).print(Group(block.body), crop=False)
         self._tail, self._in_text = "\n", False
 
     def _write(self, text: str, style: str = "") -> None:

@@ -52,20 +52,21 @@ class RunsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if options.max_width < LONG:
             for run in self._runs:
-                yield Text(run.request_id, no_wrap=True, overflow="ignore")
-                yield Text.assemble("  ", status_text(run.status), f" {_created(run)}", no_wrap=True, overflow="crop")
+                yield Text(run.request_id, overflow="fold")
+                yield Text.assemble("  ", status_text(run.status), f" {_created(run)}", overflow="fold")
             return
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("run", no_wrap=True)
         table.add_column("status", no_wrap=True)
         table.add_column("created", no_wrap=True)
         table.add_column("took", no_wrap=True, justify="right")
-        for name in ("agent", "session"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
+        table.add_column("agent")  # these two may shrink: they are what rich calls wrapable
+        table.add_column("session")
         for run in self._runs:
             took = duration((run.finished_at - run.created_at).total_seconds()) if run.finished_at else ""
             facts = (one_line(run.agent), one_line(run.session_id))
-            table.add_row(run.request_id, status_text(run.status), _created(run), took, *map(Text, facts))
+            cut = [Text(fact, no_wrap=True, overflow="ellipsis") for fact in facts]
+            table.add_row(run.request_id, status_text(run.status), _created(run), took, *cut)
         yield table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from rich.console import Console
 
 from broker.cli.render import Bar, Block, Inline, Piece, Transcript
 from broker.cli.screen import Screen
+from broker.cli.tables import RunsTable
 from broker.cli.text import make_legible
+from broker.client import RunSummary
 from broker.client.received import Unknown
 from broker.events import (
     Attempt,
@@ -316,8 +319,7 @@ def test_a_later_attempt_says_what_is_void_and_the_answer_starts_anew() -> None:
     got = lines([START, FIRST, *tokens("one ", "two "), attempt(2, "0-1"), *tokens("one ", "two ", "three")])
     assert got == [
         "one two",
-        "attempt 2: its worker was lost; what came after 0-1 is void. The answer starts",
-        "anew:",
+        "attempt 2: its worker was lost; what came after 0-1 is void. The answer starts anew:",
         "",
         "one two three",
     ]
@@ -476,8 +478,9 @@ def test_every_width_shows_the_whole_text_and_tables_that_fit(columns: int) -> N
     assert "The answer is long enough to be wrapped, and 日本語 is wide." in display.lines
     assert "Again." in display.lines
     assert "Streams" in display.text
-    wrapped = [row.text for row in display.rows if row.wrapped]
-    assert all(text in "The answer is long enough to be wrapped, and 日本語 is wide. " for text in wrapped)
+    whole = ("The answer is long", "attempt 2", "Searching the documents.", "completed")
+    for line in display.lines:
+        assert len(line) <= columns or line.startswith(whole), line
 
 
 def test_a_terminal_without_utf_8_gets_what_it_can_show() -> None:
@@ -493,3 +496,39 @@ def test_a_terminal_without_utf_8_gets_what_it_can_show() -> None:
     assert "> search" in re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "??? is wide" in text
     assert "####" in text
+
+
+# -- tables of runs ----------------------------------------------------------------------------------------------------
+
+
+def summary(**fields: Any) -> RunSummary:
+    base = {
+        "request_id": "ab" * 16,
+        "session_id": "s-" + "cd" * 16,
+        "status": "completed",
+        "agent": "research",
+        "attempt": 1,
+        "created_at": datetime(2026, 11, 20, 17, 0, tzinfo=UTC),
+        "started_at": None,
+        "finished_at": datetime(2026, 11, 20, 17, 59, 59, tzinfo=UTC),
+        "last_event_id": "1-1",
+        "metadata": {},
+        "links": {"self": "", "stream": "", "events": "", "cancel": ""},
+    }
+    return RunSummary.model_validate(base | fields)
+
+
+@pytest.mark.parametrize("columns", [32, 60, 89, 90, 100, 200])
+def test_the_id_the_status_and_the_time_of_a_run_are_never_cut(columns: int) -> None:
+    runs = [summary(), summary(request_id="12" * 16, status="cancelled", agent="a" * 60, finished_at=None)]
+    display = shown([Block(body=RunsTable(runs))], columns=columns)
+    for run in runs:
+        assert run.request_id in display.text
+        assert run.status in display.text
+    assert len(re.findall(r"2026-11-2\d \d\d:\d\d:00", display.text)) == 2
+    assert max(map(len, display.lines)) <= columns
+
+
+def test_on_the_narrowest_terminal_the_id_goes_on_in_the_next_line() -> None:
+    display = shown([Block(body=RunsTable([summary()]))], columns=20)
+    assert "".join(display.lines[:2]) == "ab" * 16
