@@ -126,9 +126,11 @@ class Transcript:
 
     def _text(self, event: Token | Reasoning) -> Iterator[Piece]:
         text = harmless(event.text)
+        section, style = ("answer", "") if isinstance(event, Token) else ("reasoning", "dim")
+        if self._section != section:
+            text = text.lstrip("\n")  # it stands apart anyway, and agents begin a later part of an answer with them
         if not text:
             return
-        section, style = ("answer", "") if isinstance(event, Token) else ("reasoning", "dim")
         yield from self._table()
         if self._section != section:
             yield Gap()
@@ -239,9 +241,9 @@ def _arguments(args: Any) -> str:
 
 
 def usage_facts(usage: Mapping[str, Any]) -> list[str]:
-    """`{"total_tokens": 12}` is `12 total tokens`. Only numbers: the rest is in `broker show`."""
+    """`{"total_tokens": 12}` is `total tokens 12`. Only numbers, and no zeros: the rest is in `broker show`."""
     return [
-        f"{value:,} {one_line(name).replace('_', ' ')}"
+        f"{one_line(name).replace('_', ' ')} {value:,}"
         for name, value in usage.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value
     ]

@@ -132,7 +132,7 @@ def test_everything_that_an_agent_says_has_its_place(broker: Open, play: Play) -
     assert lines[6:8] == ["let me think", ""]
     assert re.fullmatch(r'← search( [\d.]+ s)? \{"hits": 1\}', lines[9])
     assert lines[10:14] == ["", "The answer [1].", "", "[1] Streams  docs/streams.md:12"]
-    assert re.fullmatch(r"completed · 12 total tokens · broker show [0-9a-f]{32}", lines[15])
+    assert re.fullmatch(r"completed · total tokens 12 · broker show [0-9a-f]{32}", lines[15])
     assert terminal.display.styles("let me think") == {"2"}
     assert terminal.display.styles("The answer") == {""}
 

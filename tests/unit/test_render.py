@@ -117,7 +117,7 @@ def test_tokens_come_one_after_the_other_as_they_are() -> None:
 @given(st.lists(st.text(st.sampled_from("ab 日é\n*_#`[]|<>:"), max_size=12), max_size=30), st.integers(20, 100))
 def test_the_answer_stands_on_the_terminal_character_by_character(texts: list[str], columns: int) -> None:
     """No wrapping of ours, no markup, no emoji codes: a terminal wraps by itself."""
-    answer = "".join(texts)
+    answer = "".join(texts).lstrip("\n")
     want = [line.rstrip() for line in answer.split("\n")]
     while want and not want[-1]:
         want.pop()
@@ -132,6 +132,11 @@ def test_reasoning_is_dim_and_stands_apart_from_the_answer() -> None:
     assert display.lines == ["let me think", "", "yes"]
     assert display.styles("think") == {"2"}
     assert display.styles("yes") == {""}
+
+
+def test_each_part_of_an_answer_stands_one_line_apart_however_it_begins() -> None:
+    parts = [*tokens("one"), ToolCall(id="1", tool="t"), *tokens("\n", "\n", "\ntwo\n\n", "three")]
+    assert lines(parts) == ["one", "", "→ t()", "", "two", "", "three"]
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
@@ -404,14 +409,23 @@ def test_the_end_has_citations_usage_and_how_to_see_more() -> None:
         {"number": 1, "title": "Streams", "path": "docs/streams.md", "line": 12},
         {"title": "A page", "url": "https://example.com/a"},
     ]
-    got = lines([*tokens("so [1]"), Final(answer="so [1]", citations=citations, usage={"total_tokens": 1234})])
+    got = lines(
+        [
+            *tokens("so [1]"),
+            Final(
+                answer="so [1]",
+                citations=citations,
+                usage={"total_tokens": 1234, "cached_tokens": 0, "model": "m", "cheap": True},
+            ),
+        ]
+    )
     assert got == [
         "so [1]",
         "",
         "[1] Streams  docs/streams.md:12",
         "[2] A page  https://example.com/a",
         "",
-        "completed · 1,234 total tokens · broker show ID",
+        "completed · total tokens 1,234 · broker show ID",
     ]
 
 
