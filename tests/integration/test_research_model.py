@@ -14,10 +14,11 @@ import pytest_asyncio
 from broker.events import AGENT, Error, Event, Final, Progress, Reasoning, Sources, Token, dumps
 from broker.settings import Settings
 from tests.conftest import Launcher
-from tests.kit.checker import check_log
+from tests.kit.checker import check_log, surviving_text
 from tests.kit.http import Client
 from tests.kit.model_answers import Models
 from tests.kit.model_stub import ModelStub
+from tests.kit.processes import wait_for
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents import research
 from worker.agents.research import make_research
@@ -228,3 +229,27 @@ async def test_a_whole_run_through_gateway_and_worker(
     assert [citation["number"] for citation in run["citations"]] == [1]
     assert run["usage"]["citations_dropped"] == 1
     assert [entry["key"] for entry in stub.journal("nine.")] == [stub.environment["OPENAI_API_KEY"]] * 3
+
+
+async def test_a_killed_worker_costs_the_answer_again_but_neither_plan_nor_screening(
+    stub: ModelStub, launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stub.environment.items():
+        monkeypatch.setenv(name, value)
+    server = launch.redis()
+    gateway = launch.gateway(server.url, lease_seconds=1)
+    workers = [launch.worker(server.url, docs=CORPUS, model="m", lease_seconds=1)]
+    query = f"{QUESTION} ten. {PLAN} {SCREEN} [[tokens@cite=60]] [[pace@cite=20]]"
+    with Client(gateway.url) as client:
+        request_id = client.submit(query, agent="research")
+        wait_for(lambda: client.run(request_id)["answer"] is not None, seconds=20)
+        workers[0].kill()
+        workers.append(launch.worker(server.url, docs=CORPUS, model="m", lease_seconds=1))
+        run = client.finished(request_id)
+        log = client.log(request_id)
+    check_log(log)
+    assert run["answer"] == surviving_text(log) == " ".join(f"w{n}" for n in range(1, 61))
+    assert run["attempt"] == 2
+    assert asked(stub, "ten.") == ["plan", "screen", "answer", "answer"]
+    stages = [json.loads(entry.data)["stage"] for entry in log if entry.type == "sources"]
+    assert stages == ["discovered", "screened", "analyzed"]
