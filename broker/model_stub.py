@@ -595,7 +595,9 @@ class Stub:
         self.journal: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._failed: Counter[str] = Counter()
 
-    def endpoint(self, api: Api) -> Any:
+    def endpoint(self, api: Api, *, exists: bool = True) -> Any:
+        """Without it the server answers as if it had no such path."""
+
         async def answer(request: Request) -> Response:
             try:
                 body = await request.json()
@@ -605,6 +607,9 @@ class Stub:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return refusal(400, f"The request cannot be understood: {error!r}", "invalid_request_error", None)
             entry = self._note(request, body, asked)
+            if not exists:
+                entry["ended"] = "refused"
+                return JSONResponse({"detail": "Not Found"}, 404)
             try:
                 planned = self._still_failing(asked, answer_to(asked))
             except BadDirective as error:
@@ -701,13 +706,11 @@ def make_app(*, responses: bool = True) -> Starlette:
 
     routes = [
         Route("/v1/chat/completions", stub.endpoint(Completions()), methods=["POST"]),
+        Route("/v1/responses", stub.endpoint(Responses(), exists=responses), methods=["POST"]),
         Route("/v1/models", models),
         Route("/journal", journal),
     ]
-    if responses:
-        routes.append(Route("/v1/responses", stub.endpoint(Responses()), methods=["POST"]))
-    missing = {404: lambda *_: JSONResponse({"detail": "Not Found"}, 404)}
-    return Starlette(routes=routes, exception_handlers=missing)
+    return Starlette(routes=routes)
 
 
 def serve(listener: socket.socket, *, responses: bool = True) -> None:

@@ -77,6 +77,17 @@ def test_reasoning_has_two_names(name: str) -> None:
     assert (thoughts(pieces), text(pieces)) == ("hm", "yes")
 
 
+def test_reasoning_may_stand_in_the_text() -> None:
+    pieces = read(chunk(content="<thi"), chunk(content="nk>hm</think>"), chunk(content="yes"), chunk("stop"))
+    assert (thoughts(pieces), text(pieces)) == ("hm", "yes")
+
+
+def test_an_answer_of_nothing_but_reasoning_is_empty() -> None:
+    with pytest.raises(Failed) as caught:
+        read(chunk(content="<think>hm</think>"), chunk("stop"))
+    assert caught.value.code == "model_empty"
+
+
 def test_usage_comes_in_a_last_chunk_without_choices() -> None:
     told = {
         "prompt_tokens": 10,

@@ -93,5 +93,9 @@ def test_retry_after_as_a_date() -> None:
     assert failures.retry_after({"retry-after": formatdate(now - 7, usegmt=True)}, now) == 0
 
 
+def test_retry_after_in_milliseconds_is_the_more_exact_one() -> None:
+    assert failures.retry_after({"retry-after": "1", "retry-after-ms": "250"}) == 0.25
+
+
 def test_a_rate_limit_knows_how_long() -> None:
     assert failures.of_status(429, None, {"retry-after": "3"}, model="m").after == 3

@@ -1,6 +1,7 @@
 """Chat Completions: our messages and tools as its request, its chunks as our pieces.
 
-Servers differ: ids, indexes and usage may be missing, a tool call may come whole in one chunk, reasoning has two names.
+Servers differ: ids, indexes and usage may be missing, a tool call may come whole in one chunk, reasoning has two names,
+or stands in the text.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from uuid import uuid4
 from broker.events import dumps
 from worker.models import failures
 from worker.models.model import Call, End, Message, Options, Piece, Text, Thought, ToolSpec, Usage
+from worker.models.thinking import Thinking
 
 PATH = "/chat/completions"
 
@@ -68,6 +70,7 @@ class Reader:
         self._usage: Usage | None = None
         self._reason = ""
         self._refusal = ""
+        self._thinking = Thinking()
         self._has_text = False
 
     @property
@@ -98,6 +101,7 @@ class Reader:
             raise failures.refused(self._refusal)
         if self._reason == "error":
             raise failures.broken()
+        yield from self._told(self._thinking.end())
         reason: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._calls else "stop"
         if self._reason in _CUT:
             reason = "length"
@@ -114,8 +118,12 @@ class Reader:
         if text := delta.get("content"):
             if not isinstance(text, str):
                 raise TypeError("content is not text")
-            self._has_text = True
-            yield Text(text=text)
+            yield from self._told(self._thinking.feed(text))
+
+    def _told(self, pieces: Iterator[Text | Thought]) -> Iterator[Piece]:
+        for piece in pieces:
+            self._has_text = self._has_text or isinstance(piece, Text)
+            yield piece
 
     def _call(self, part: dict[str, Any]) -> None:
         """A call, or more of one: known by its index, else by its id, else it is the last one, unless it has a name."""

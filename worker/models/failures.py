@@ -114,12 +114,12 @@ def words_of(body: Any) -> str:
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """In seconds, from either form of the header; None where there is none, or it cannot be read."""
-    value = headers.get("retry-after", "").strip()
-    if not value:
+    """In seconds, from either form of the header, or OpenAI's own; None where there is none, or it cannot be read."""
+    value, exact = headers.get("retry-after", "").strip(), headers.get("retry-after-ms", "").strip()
+    if not value and not exact:
         return None
     try:
-        seconds = float(value)
+        seconds = float(exact) / 1000 if exact else float(value)
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)

@@ -146,7 +146,7 @@ class OpenAIModel:
             raise failures.of_status(error.status_code, error.body, headers, model=options.model) from error
         except APIConnectionError as error:
             raise self._disconnected(error, failures.unreachable()) from error
-        if not stream.response.headers.get("content-type", "").startswith("text/event-stream"):
+        if stream.response.headers.get("content-type", "").startswith(("application/json", "text/html")):
             await stream.close()
             if optional:
                 raise NoSuchApi
