@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +18,7 @@ from broker.doctor.way import examine_way
 from broker.settings import Settings
 from tests.conftest import Launcher
 from tests.kit import deploy, nginx
-from tests.kit.command import broker
+from tests.kit.command import broker, here
 from tests.kit.containers import Container, nginx_command
 from tests.kit.doctor import diagnosis, the
 from tests.kit.http import Client, token
@@ -206,6 +210,27 @@ async def test_a_proxy_without_a_gateway_is_not_taken_for_one(tmp_path: Path) ->
     finally:
         proxy.close()
     assert finding.severity is ERROR and "502" in finding.title
+
+
+def test_what_a_server_says_cannot_control_the_terminal() -> None:
+    """A problem document may hold anything."""
+    evil = {"detail": "\x1b[2J\x1b]0;pwned\x07 gone"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(json.dumps(evil).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        done = here("--url", f"http://127.0.0.1:{server.server_port}", "doctor")
+        server.shutdown()
+    assert done.returncode == 2
+    assert "gone" in done.stdout and "\x1b" not in done.stdout and "\x07" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,11 @@ def test_servers_must_agree_with_each_other() -> None:
     assert "a and b" in apart.title
 
 
+def test_servers_whose_distance_explains_their_clocks_are_fine() -> None:
+    far: dict[str, Any] = {"clock_error_ms": 1500}
+    assert worst(judge_clocks([server(name="a", clock_ms=-1500, **far), server(name="b", clock_ms=1500, **far)])) is OK
+
+
 @given(st.lists(st.floats(-400, 400), min_size=1, max_size=5))
 def test_clocks_that_are_close_to_ours_are_never_complained_of(offsets: list[float]) -> None:
     assert worst(judge_clocks([server(clock_ms=offset) for offset in offsets])) is OK
