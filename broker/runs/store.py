@@ -19,6 +19,7 @@ from broker.events import Cancelled, Entry, Start
 from broker.fold import Outcome
 from broker.ids import EventId, Owner, new_request_id
 from broker.runs import index, keys, log
+from broker.runs.clock import now_ms
 from broker.runs.closings import Closings
 from broker.runs.connections import is_away, unavailable
 from broker.runs.leases import Leases
@@ -262,8 +263,7 @@ class Runs:
 
     async def now_ms(self) -> int:
         """Redis' time."""
-        seconds, micros = await self._redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return await now_ms(self._redis)
 
     async def ping(self) -> None:
         with unavailable():

@@ -23,6 +23,7 @@ from worker.attempt import WorkerLost
 from worker.processes import process as process_module
 from worker.processes.messages import WINDOW
 from worker.processes.pool import Pool
+from worker.processes.process import PING_SECONDS
 
 
 def settings(**more: Any) -> Settings:
@@ -65,6 +66,27 @@ async def test_runs_that_are_not_read_do_not_stop_the_others(agents: dict[str, A
         assert [event async for event in begin(agents["echo"], run("one two"))][-1] == Final(answer="one two")
     for events in unread:
         await events.aclose()
+
+
+async def test_a_new_run_goes_to_a_process_that_is_not_blocked_though_it_has_more(tmp_path: Path) -> None:
+    pool = Pool(settings(agent_processes=2))
+    agents = await pool.start()
+    until_, release = tmp_path / "until", tmp_path / "release"
+    until_.touch()
+    blocks = begin(agents["blocks"], run(until=str(until_), release=str(release)))
+    await anext(blocks)
+    going_on = asyncio.create_task(anext(blocks))
+    await asyncio.sleep(3 * PING_SECONDS)
+    beside = [begin(agents["hangs"], run()) for _ in range(4)]
+    async with asyncio.timeout(20):
+        for events in beside:
+            await anext(events)
+    assert not going_on.done()
+    release.touch()
+    await going_on
+    for events in (blocks, *beside):
+        await events.aclose()
+    await pool.close()
 
 
 async def test_a_process_that_a_run_blocks_which_is_over_is_killed_and_another_one_takes_its_place(

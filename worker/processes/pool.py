@@ -23,7 +23,7 @@ _STABLE_SECONDS = 10.0
 
 
 class Pool:
-    """A run is executed by the process that has the fewest."""
+    """A run is executed by the process that has the fewest, of those that are not blocked."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -72,7 +72,7 @@ class Pool:
     async def _free(self) -> AgentProcess:
         while True:
             if alive := [process for process in self._processes if process.alive]:
-                return min(alive, key=lambda process: len(process.runs))
+                return min(alive, key=lambda process: (process.blocked, len(process.runs)))
             self._changed.clear()
             await self._changed.wait()
 

@@ -45,6 +45,7 @@ _CODE = "import sys; sys.path[:] = {path!r}; from worker.processes.child import 
 """Not `-m`, which would look for our package in the working directory first."""
 END_SECONDS = 2.0
 """How long a process lives whose socket is closed, and a socket whose process has ended."""
+PING_SECONDS = 0.5
 _EVENTS = {kind.type: kind for kind in AGENT}
 
 
@@ -123,6 +124,7 @@ class AgentProcess:
         self._executions: dict[int, Execution] = {}
         self._loaded: asyncio.Future[Ready | Misfit] = loop.create_future()
         self._pong = asyncio.Event()
+        self._pinged_at = 0.0
         self._exited: asyncio.Future[int] = loop.create_future()
         self._living: asyncio.Task[int] | None = None
 
@@ -166,6 +168,11 @@ class AgentProcess:
         return not self._exited.done()
 
     @property
+    def blocked(self) -> bool:
+        """Whether its event loop has not turned lately."""
+        return not self._pong.is_set() and asyncio.get_running_loop().time() - self._pinged_at > PING_SECONDS
+
+    @property
     def runs(self) -> list[str]:
         """The request_ids of what it executes."""
         return [execution.request_id for execution in self._executions.values()]
@@ -182,9 +189,13 @@ class AgentProcess:
 
     async def turns(self, seconds: float) -> bool:
         """Whether its event loop turns within this time."""
-        self._pong.clear()
-        self.send(Ping())
+        self._ping()
         return await _within(seconds, self._pong)
+
+    def _ping(self) -> None:
+        self._pong.clear()
+        self._pinged_at = asyncio.get_running_loop().time()
+        self.send(Ping())
 
     def kill(self) -> None:
         self._popen.kill()
@@ -201,7 +212,7 @@ class AgentProcess:
 
     async def _live(self, reader: asyncio.StreamReader) -> int:
         threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
-        reading = asyncio.create_task(self._read(reader))
+        reading, pinging = asyncio.create_task(self._read(reader)), asyncio.create_task(self._keep_pinging())
         parties: list[asyncio.Future[Any]] = [reading, self._exited]
         # Either may come without the other: a program that an agent has forked holds the socket open.
         await asyncio.wait(parties, return_when=asyncio.FIRST_COMPLETED)
@@ -210,10 +221,18 @@ class AgentProcess:
             self.kill()
             await asyncio.wait([self._exited])
         reading.cancel()
+        pinging.cancel()
         self._writer.close()
         for execution in self._executions.values():
             execution.closed(lost=True)
         return self._exited.result()
+
+    async def _keep_pinging(self) -> None:
+        await asyncio.wait([self._loaded])
+        while True:
+            self._ping()
+            await self._pong.wait()
+            await asyncio.sleep(PING_SECONDS)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         code = self._popen.wait()
