@@ -27,6 +27,7 @@ from broker.gateway.auth import mint
 from broker.gateway.main import listen
 from broker.settings import Settings
 from broker.supervisor import Program, Supervisor
+from worker.main import END_SECONDS
 
 HOST = "127.0.0.1"
 QUESTION = "How does a client resume a stream?"
@@ -40,7 +41,7 @@ _RESTART_SECONDS = (0.2, 0.5, 1.0)
 
 
 def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
-    """Until Ctrl-C. With `model_stub` there is a stand-in for a model server, and it is `chat` that is asked.
+    """Until Ctrl-C. With `model_stub` there is a stand-in for a model server; where there is a model, `chat` is asked.
 
     Returns the exit code. Raises Misconfigured where it cannot start; nothing runs then.
     """
@@ -51,10 +52,10 @@ def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
         (directory / ".gitignore").write_text("*\n")
         redis = embedded.find()
         programs = [_redis(redis.binary, directory, lock)] if redis.binary else []
-        _set_defaults(redis, docs, directory)
         if model_stub:
             models = stack.enter_context(contextlib.closing(listen(HOST, 0)))
             programs.append(_model_stub(models, directory))
+        _set_defaults(redis, docs, directory)
         loaded = settings.load()
         loaded.check_serving(HOST)
         demo = Demo(
@@ -70,7 +71,7 @@ def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
         for program in programs:
             assert program.log is not None
             program.log.write_bytes(b"")
-        return asyncio.run(_main(demo, programs, stop_seconds=loaded.grace_seconds + loaded.drain_delay_seconds + 15))
+        return asyncio.run(_main(demo, programs, stop_seconds=loaded.grace_seconds + END_SECONDS))
 
 
 def _redis(binary: Path, directory: Path, lock: int) -> Program:
@@ -100,8 +101,7 @@ def _model_stub(listener: socket.socket, directory: Path) -> Program:
     """What asks a model asks it, and nothing else: a key that the user has set is not sent, and costs nothing."""
     fd = listener.fileno()
     os.environ |= {"OPENAI_BASE_URL": f"http://{HOST}:{listener.getsockname()[1]}/v1", "OPENAI_API_KEY": "none"}
-    for name, value in (("BROKER_MODEL", "stub"), ("BROKER_DEFAULT_AGENT", "chat")):
-        os.environ[name] = os.environ.get(name) or value
+    os.environ["BROKER_MODEL"] = os.environ.get("BROKER_MODEL") or "stub"
     command = [sys.executable, "-m", "broker.model_stub", "--fd", str(fd)]
     return Program(name="model-stub", command=command, log=directory / "model-stub.log", pass_fds=[fd])
 
@@ -114,6 +114,8 @@ def _set_defaults(redis: embedded.Choice, docs: Path | None, directory: Path) ->
         os.environ["BROKER_AUTH"] = "none"
     if docs is not None or not os.environ.get("BROKER_DOCS"):
         os.environ["BROKER_DOCS"] = str(docs.absolute() if docs is not None else _documentation(directory))
+    if os.environ.get("BROKER_MODEL"):
+        os.environ["BROKER_DEFAULT_AGENT"] = os.environ.get("BROKER_DEFAULT_AGENT") or "chat"
     # Ctrl-C should not take half a minute. No load balancer has to hear of it first, and runs go on at the next start.
     for name, seconds in (("BROKER_DRAIN_DELAY_SECONDS", "0"), ("BROKER_GRACE_SECONDS", "2")):
         os.environ[name] = os.environ.get(name) or seconds
