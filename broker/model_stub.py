@@ -727,7 +727,11 @@ def serve(listener: socket.socket, *, responses: bool = True) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m broker.model_stub", description="A stand-in for a model server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m broker.model_stub",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--port", type=int, default=0, help="Port to listen on; a free one by default.")
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--no-responses", action="store_true", help="Chat Completions only.")

@@ -134,6 +134,7 @@ def test_only_a_bracket_is_held_back() -> None:
     assert citer.feed("1") == ""
     assert citer.feed("]") == " [1]"
     assert citer.feed(" or [not") == " or [not"
+    assert citer.feed("[" + "1," * LONGEST_BRACKET) != "", "nor is a bracket that never ends"
 
 
 @given(text=TEXTS, data=st.data())

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
+import httpx
 from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, AsyncStream, Timeout
 
 from worker.models import completions, failures, responses
@@ -27,6 +28,8 @@ CONNECT_SECONDS = 5.0
 PLACEHOLDER_KEY = "none"
 """For servers of one's own, which want no key, while the SDK does."""
 _NO_SUCH_API = frozenset({404, 405, 501})
+_DISCONNECTED = (APIConnectionError, httpx.HTTPError)
+"""The SDK wraps the errors of its transport, but in its versions 2 not those in the middle of a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class OpenAIModel:
             async for data in stream:
                 for piece in _fed(reader, data):
                     yield piece
-        except APIConnectionError as error:
+        except _DISCONNECTED as error:
             if not reader.complete:
                 raise self._disconnected(error, failures.broken()) from error
         except APIError as error:
@@ -144,7 +147,7 @@ class OpenAIModel:
                 raise NoSuchApi from error
             headers = error.response.headers
             raise failures.of_status(error.status_code, error.body, headers, model=options.model) from error
-        except APIConnectionError as error:
+        except _DISCONNECTED as error:
             raise self._disconnected(error, failures.unreachable()) from error
         if stream.response.headers.get("content-type", "").startswith(("application/json", "text/html")):
             await stream.close()
@@ -153,11 +156,12 @@ class OpenAIModel:
             raise Failed("model_refused_request", "The model server did not answer with a stream of events.")
         return stream
 
-    def _disconnected(self, error: APIConnectionError, otherwise: Failed) -> Failed:
+    def _disconnected(self, error: Exception, otherwise: Failed) -> Failed:
         """By the transport's exception. It is asked for its name, as the SDK's transport is not the same in each of
         its versions.
         """
-        if type(error.__cause__).__name__ in ("ReadTimeout", "WriteTimeout"):
+        cause = error.__cause__ if isinstance(error, APIConnectionError) else error
+        if type(cause).__name__ in ("ReadTimeout", "WriteTimeout"):
             return failures.stalled(self._server.stall_seconds)
         return otherwise
 
