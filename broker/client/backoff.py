@@ -28,6 +28,10 @@ class Backoff:
         self._failures = 0
         self._failing_since: float | None = None
 
+    def answered(self) -> None:
+        """Somebody is there, if only to say: come again."""
+        self._known = True
+
     def succeeded(self) -> None:
         self._known, self._failures, self._failing_since = True, 0, None
 

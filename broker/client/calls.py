@@ -122,13 +122,13 @@ def delete(request_id: str) -> Call[None]:
 def runs(
     cursor: str | None, limit: int, *, session_id: str | None, status: str | None, subject: str | None
 ) -> Call[RunPage]:
+    """Raises Invalid for what no URL can carry."""
     params = {"limit": str(limit), "cursor": cursor, "session_id": session_id, "status": status, "subject": subject}
-    return Call(
-        method="GET",
-        path=f"{API}/runs",
-        read=lambda answer: _model(RunPage, answer),
-        params={name: value for name, value in params.items() if value is not None},
-    )
+    given = {name: value for name, value in params.items() if value is not None}
+    for name, value in given.items():
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise Invalid(f"{name} has a lone surrogate, which no URL can carry.")
+    return Call(method="GET", path=f"{API}/runs", read=lambda answer: _model(RunPage, answer), params=given)
 
 
 def events(request_id: str, cursor: str | None) -> Call[EventPage]:
@@ -214,6 +214,7 @@ class Tries(Generic[T]):
 
     def answered(self, answer: Answer, now: float) -> float | None:
         """None: it is done, and `result()` has what it means."""
+        self._backoff.answered()
         if answer.status not in AWAY:
             return None
         return self._again(now, sent=True, at_least=retry_after(answer.headers))

@@ -76,6 +76,7 @@ class Tail:
 
     def opened(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """`body` is read for a status other than 200 only. Raises Broken, or the error that the answer means."""
+        self._backoff.answered()
         if status == 204:
             self.done = True
         elif status in AWAY:

@@ -13,6 +13,7 @@ from broker.client.calls import Answer, Call, run_path
 from broker.client.site import Site
 from broker.client.tail import Broken, Tail
 
+CONNECT_SECONDS = 10.0
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -20,10 +21,14 @@ def options(site: Site) -> dict[str, Any]:
     """Of an httpx client. As many connections as there are streams; a redirect would carry the token elsewhere."""
     return {
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        "timeout": httpx.Timeout(site.timeout),
         "follow_redirects": False,
         "verify": site.url.startswith("https:"),  # over plain HTTP the certificates need not be read
     }
+
+
+def _timeout(site: Site, read: float) -> httpx.Timeout:
+    """A host that is not there does not refuse: it says nothing."""
+    return httpx.Timeout(site.timeout, read=read, connect=min(site.timeout, CONNECT_SECONDS))
 
 
 def request(site: Site, call: Call[Any], headers: dict[str, str]) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def request(site: Site, call: Call[Any], headers: dict[str, str]) -> dict[str, A
         "params": dict(call.params) or None,
         "content": call.content,
         "headers": {**site.headers(), **headers},
-        "timeout": httpx.Timeout(site.timeout, read=site.timeout + call.held),
+        "timeout": _timeout(site, site.timeout + call.held),
     }
 
 
@@ -44,7 +49,7 @@ def stream(site: Site, tail: Tail, silence: float) -> dict[str, Any]:
         "method": "GET",
         "url": f"{site.url}{run_path(tail.request_id)}/stream",
         "headers": {**site.headers(), **tail.headers()},
-        "timeout": httpx.Timeout(site.timeout, read=silence),
+        "timeout": _timeout(site, silence),
     }
 
 

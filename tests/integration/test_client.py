@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from broker.client import AsyncClient, AsyncStream, Client, Received, RunFailed, Unknown
-from broker.errors import BadCursor, Invalid, KeyReused, RunNotFound, Unauthorized
+from broker.errors import BadCursor, Invalid, KeyReused, RunNotFound, TooLarge, Unauthorized
 from broker.events import NATIVE, Entry, Event
 from broker.fold import fold
 from tests.conftest import Launcher, Service
@@ -230,6 +230,8 @@ def test_what_the_service_refuses_is_an_error_that_says_what_to_mend(client: Any
     assert [field["field"] for field in refused.value.errors] == ["agent"]
     with pytest.raises(Invalid):
         client.submit("")
+    with pytest.raises(TooLarge):
+        client.submit("x" * 5_000_000)
     with pytest.raises(RunNotFound):
         client.result("0" * 32)
     with pytest.raises(RunNotFound):

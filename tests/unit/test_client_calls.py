@@ -89,6 +89,13 @@ def test_a_service_that_has_never_answered_is_given_up_soon() -> None:
     assert first.pause(FIRST_CONTACT_SECONDS) is not None
 
 
+def test_a_service_that_says_come_again_is_there() -> None:
+    pauses = backoff(known=False)
+    tries = Tries(calls.poll(RID), "", pauses)
+    assert tries.answered(problem("draining", 503), 0) is not None
+    assert tries.answered(problem("draining", 503), FIRST_CONTACT_SECONDS + 1) is not None
+
+
 def test_what_the_service_asks_for_is_the_least_but_never_more_than_the_longest_pause() -> None:
     assert backoff().pause(0, at_least=7) == 7
     assert backoff().pause(0, at_least=3600) == 15
@@ -256,6 +263,11 @@ def test_what_cannot_be_a_runs_name_is_not_sent(name: str) -> None:
         with pytest.raises(RunNotFound, match="32 digits"):
             call(name)
     assert calls.run_path(RID) == f"/api/v1/runs/{RID}"
+
+
+def test_a_name_that_no_url_can_carry_is_refused() -> None:
+    with pytest.raises(Invalid, match="session_id"):
+        calls.runs(None, 1, session_id="\ud800", status=None, subject=None)
 
 
 # -- polls -----------------------------------------------------------------------------------------------------
