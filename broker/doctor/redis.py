@@ -38,7 +38,10 @@ def judge_site(site: Site) -> list[Finding]:
 def _how_to_reach(failure: str) -> str:
     words = failure.lower()
     if "noperm" in words or "no permissions" in words:
-        return "The user may not even connect as we do: allow it +client|setname, +client|setinfo and +ping."
+        return (
+            "The user may not even connect as we do: allow it what the message names (we need +client|setname, +ping "
+            "and +time; behind Sentinels +role, on a Cluster +cluster|slots)."
+        )
     if any(word in words for word in ("noauth", "wrongpass", "invalid username", "authentication")):
         return "The password or the user in BROKER_REDIS_URL or BROKER_QUEUE_REDIS_URL is not accepted."
     if "certificate" in words or "ssl" in words:

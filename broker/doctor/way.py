@@ -11,7 +11,7 @@ from broker.doctor.finding import Finding, Severity, error, note
 from broker.doctor.gateway import judge_gateway, judge_refusal, look_at_gateway, reason
 from broker.doctor.probe import Received, Recording, Refused, probe
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume
-from broker.settings import Settings
+from broker.settings import Settings, redact_url
 
 WORDS_PER_SECOND = 2.5
 ANSWER_SECONDS = 10.0
@@ -22,13 +22,19 @@ TAKEN_SECONDS = 3.0
 async def examine_way(url: str, token: str | None, *, seconds: float, settings: Settings) -> list[Finding]:
     """Takes a little more than `seconds`. Never raises for what it finds."""
     if not _is_http(url):
-        return [error("gateway_unreachable", f"{url!r} is no URL of a gateway", "Such as https://broker.example.com")]
+        return [
+            error(
+                "gateway_unreachable",
+                f"{redact_url(url)!r} is no URL of a gateway",
+                "Such as https://broker.example.com",
+            )
+        ]
     url = url.rstrip("/")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     timeout = httpx.Timeout(ANSWER_SECONDS, read=seconds + ANSWER_SECONDS)
     async with httpx.AsyncClient(base_url=f"{url}/", headers=headers, timeout=timeout) as client:
         health = await look_at_gateway(client)
-        found = judge_gateway(url, health)
+        found = judge_gateway(redact_url(url), health)
         if any(finding.severity is Severity.ERROR for finding in found):
             return [*found, note("stream_buffering", "streams were not looked at: there is no gateway that is ready")]
         if health.health.ahead_seconds is not None:

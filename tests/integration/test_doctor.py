@@ -175,6 +175,18 @@ def test_a_user_with_just_our_rights_lacks_nothing(sound: RedisServer) -> None:
     assert complaints(doctor(url)) == {"workers": WARNING}
 
 
+def test_a_user_that_may_not_connect_as_we_do_is_told_what_it_lacks(sound: RedisServer) -> None:
+    finding = the(doctor(with_user(sound, "~*", "&*", "+@all", "-client|setname")), "redis_unreachable")
+    assert "client|setname" in finding.title and "+client|setname" in finding.advice
+
+
+def test_a_server_that_stands_still_is_one_error(launch: Launcher) -> None:
+    server = launch.redis(*LIMIT)
+    server.pause()
+    findings = doctor(f"{server.url}?socket_timeout=1&socket_connect_timeout=1")
+    assert complaints(findings) == {"redis_unreachable": ERROR}
+
+
 async def test_a_sentinel_that_is_away_is_found(tmp_path: Path) -> None:
     async with Sentinels(tmp_path) as sentinels:
         url = sentinels.url

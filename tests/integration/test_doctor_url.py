@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +23,7 @@ from tests.kit.command import broker, here
 from tests.kit.containers import Container, nginx_command
 from tests.kit.doctor import diagnosis, the
 from tests.kit.http import Client, token
-from tests.kit.processes import Gateway, wait_for
+from tests.kit.processes import Gateway, Process, environment, wait_for
 from tests.kit.redis_server import free_port
 from tests.kit.whole_path import check_stream_and_poll
 
@@ -103,9 +104,10 @@ def found(
         pytest.skip("no nginx here")
     rare = launcher.gateway(redis_url, heartbeat_seconds=30)
     ending = launcher.gateway(redis_url, max_stream_seconds=2)
+    idle = launcher.gateway(launcher.redis().url)  # no worker is there
 
     async def look_at_all(urls: dict[str, str]) -> dict[str, list[Finding]]:
-        urls = {**urls, "rare": rare.url, "ending": ending.url}
+        urls = {**urls, "rare": rare.url, "ending": ending.url, "idle": idle.url}
         findings = await asyncio.gather(*(look(url, name) for name, url in urls.items()))
         return dict(zip(urls, findings, strict=True))
 
@@ -121,6 +123,18 @@ def test_a_gateway_without_a_proxy_is_fine_and_nothing_is_left_behind(gateway: G
     assert codes >= {"gateway_ready", "gateway_clock", "stream_headers", "stream_buffering", "stream_resume"}
     assert "heartbeats and" in the(findings, "stream_heartbeats").title
     assert runs_left(gateway, "tidy") == 0
+
+
+def test_ctrl_c_leaves_nothing_behind_either(gateway: Gateway, tmp_path: Path) -> None:
+    env = environment("redis://127.0.0.1:1") | {"BROKER_URL": gateway.url, "BROKER_TOKEN": token("hasty")}
+    process = Process(["doctor", "--seconds", "60"], env, tmp_path / "doctor.log")
+    try:
+        wait_for(lambda: runs_left(gateway, "hasty") == 2)
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
+    finally:
+        process.kill()
+    assert runs_left(gateway, "hasty") == 0
 
 
 @needs_nginx
@@ -182,9 +196,8 @@ def test_the_runs_of_all_probes_are_gone(found: dict[str, list[Finding]], gatewa
     assert [runs_left(gateway, name) for name in found] == [0] * len(found)
 
 
-async def test_no_worker_is_found(launch: Launcher) -> None:
-    findings = await look(launch.gateway(launch.redis().url).url)
-    assert the(findings, "probe_not_taken").severity is ERROR
+def test_no_worker_is_found(found: dict[str, list[Finding]]) -> None:
+    assert the(found["idle"], "probe_not_taken").severity is ERROR
 
 
 async def test_a_token_that_is_missing_or_wrong_is_named(gateway: Gateway) -> None:
