@@ -125,12 +125,13 @@ def judge_sentinels(site: Site) -> list[Finding]:
     found = [
         warning(
             "redis_sentinels",
-            f"the Sentinel {name} does not say where the primary is: {site.sentinels[name]}",
+            f"the Sentinel {name} does not say where the primary is: {opinion.failure}",
             "Start it, or take it out of the URL; without a majority there is no failover.",
         )
-        for name in sorted(site.silent_sentinels)
+        for name, opinion in site.sentinels.items()
+        if opinion.failure
     ]
-    answers = {said for name, said in site.sentinels.items() if name not in site.silent_sentinels}
+    answers = {opinion.primary for opinion in site.sentinels.values() if not opinion.failure}
     if len(answers) > 1:
         found.append(
             warning(

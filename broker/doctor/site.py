@@ -7,8 +7,8 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -54,6 +54,13 @@ class Server:
     """Replicas that confirmed a write in time."""
 
 
+class Opinion(NamedTuple):
+    """A Sentinel's: where the primary is, or why it does not say."""
+
+    primary: str = ""
+    failure: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """All primaries behind one URL."""
@@ -67,10 +74,8 @@ class Site:
     unreachable: Mapping[str, str] = field(default_factory=dict)
     """Primaries of a Cluster that do not answer, and why."""
     uncovered_slots: int = 0
-    sentinels: Mapping[str, str] = field(default_factory=dict)
-    """What each Sentinel says: the address of the primary, or why it says nothing."""
-    silent_sentinels: frozenset[str] = frozenset()
-    """Those of them that named no primary."""
+    sentinels: Mapping[str, Opinion] = field(default_factory=dict)
+    """What each Sentinel says."""
     holds_runs: bool = True
 
 
@@ -82,46 +87,33 @@ def open_redis(url: str) -> Redis:
 async def visit(redis: Redis, url: str, *, holds_runs: bool, holds_queue: bool) -> Site:
     where = parse(url)
     what = " and ".join(word for word, is_held in (("the runs", holds_runs), ("the queue", holds_queue)) if is_held)
-    title = f"The Redis of {what}, {redact_url(url)}"
-    opinions = await _opinions(redis)
-    sentinels = {name: said for name, (said, _) in opinions.items()}
-    silent = frozenset(name for name, (_, names_one) in opinions.items() if not names_one)
+    site = Site(
+        title=f"The Redis of {what}, {redact_url(url)}",
+        kind=where.kind,
+        sentinels=await _opinions(redis),
+        holds_runs=holds_runs,
+    )
     try:
         found = await shards(redis)
     except (RedisError, OSError) as failure:
-        return Site(
-            title=title,
-            kind=where.kind,
-            failure=_reason(failure),
-            sentinels=sentinels,
-            silent_sentinels=silent,
-            holds_runs=holds_runs,
-        )
+        return replace(site, failure=_reason(failure))
     holds = {"holds_runs": holds_runs, "holds_queue": holds_queue}
     answers = await asyncio.gather(*(_server_or_reason(redis, shard, holds) for shard in found))
     unreachable = {shard.name: answer for shard, answer in zip(found, answers, strict=True) if isinstance(answer, str)}
     servers = [answer for answer in answers if isinstance(answer, Server)]
-    return Site(
-        title=title,
-        kind=where.kind,
-        failure=next(iter(unreachable.values()), "") if not servers else "",
-        servers=servers,
-        unreachable=unreachable if servers else {},
-        uncovered_slots=SLOTS - redis.known.covered if isinstance(redis, Cluster) else 0,
-        sentinels=sentinels,
-        silent_sentinels=silent,
-        holds_runs=holds_runs,
-    )
+    if not servers:
+        return replace(site, failure="; ".join(dict.fromkeys(unreachable.values())))
+    uncovered = SLOTS - redis.known.covered if isinstance(redis, Cluster) else 0
+    return replace(site, servers=servers, unreachable=unreachable, uncovered_slots=uncovered)
 
 
-async def _opinions(redis: Redis) -> dict[str, tuple[str, bool]]:
+async def _opinions(redis: Redis) -> dict[str, Opinion]:
     sentinels = redis.connection_pool.connection_kwargs.get("sentinels")
     if sentinels is None:
         return {}
-    found = await sentinels.opinions()
     return {
-        _name(node): (said if isinstance(said, str) else _name(said), not isinstance(said, str))
-        for node, said in found.items()
+        _name(node): Opinion(failure=said) if isinstance(said, str) else Opinion(_name(said))
+        for node, said in (await sentinels.opinions()).items()
     }
 
 

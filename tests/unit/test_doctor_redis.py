@@ -16,6 +16,7 @@ from broker.doctor.memory import judge_memory
 from broker.doctor.persistence import judge_persistence
 from broker.doctor.redis import judge_server, judge_site
 from broker.doctor.replication import Durability, judge_cluster, judge_replication, judge_sentinels
+from broker.doctor.site import Opinion
 from broker.settings import Settings
 from tests.kit.doctor import replica, server, site, the, worst
 
@@ -250,15 +251,13 @@ def test_replicated_runs_need_a_replica_that_confirms() -> None:
 
 
 def test_sentinels_that_are_silent_or_disagree_or_are_too_few_are_warnings() -> None:
-    agreeing = dict.fromkeys(("s1", "s2", "s3"), "redis:6379")
+    agreeing = dict.fromkeys(("s1", "s2", "s3"), Opinion("redis:6379"))
     assert worst(judge_sentinels(site(kind="sentinel", sentinels=agreeing))) is OK
-    [silent] = judge_sentinels(
-        site(kind="sentinel", sentinels={**agreeing, "s3": "refused"}, silent_sentinels=frozenset({"s3"}))
-    )
+    [silent] = judge_sentinels(site(kind="sentinel", sentinels={**agreeing, "s3": Opinion(failure="refused")}))
     assert silent.severity is WARNING and "s3" in silent.title and "refused" in silent.title
-    [disagree] = judge_sentinels(site(kind="sentinel", sentinels={**agreeing, "s3": "other:6379"}))
+    [disagree] = judge_sentinels(site(kind="sentinel", sentinels={**agreeing, "s3": Opinion("other:6379")}))
     assert disagree.severity is WARNING and "other:6379" in disagree.title
-    [few] = judge_sentinels(site(kind="sentinel", sentinels={"s1": "redis:6379"}))
+    [few] = judge_sentinels(site(kind="sentinel", sentinels={"s1": Opinion("redis:6379")}))
     assert few.severity is WARNING
     assert judge_sentinels(site(server())) == []
 
