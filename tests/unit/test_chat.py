@@ -200,7 +200,7 @@ async def test_any_arguments_are_an_event(bench: Bench, arguments: str, shown: A
 
 
 async def test_a_hundred_thousand_tokens_fit_into_a_log(bench: Bench) -> None:
-    texts = [f"w{n} " for n in range(100_000)]
+    texts = [f"w{n} " for n in range(100_001)]
     items = await bench.items(Scripted([*[Text(text=text) for text in texts], end()], pause=True))
     assert said(items) == "".join(texts)
     assert FREELY <= len(items) < 15_000

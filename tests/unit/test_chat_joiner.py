@@ -113,7 +113,7 @@ STREAMS: dict[str, tuple[Iterable[int], Iterable[Any], Iterable[float]]] = {
     "both kinds in turn, each when it may leave": (cycle([1]), cycle(KINDS), cycle([0.0, 1.0])),
     "single characters first, then all at once": ([*[1] * 60_000, CHARS], cycle([Token]), cycle([1.0])),
     "a year of single characters first, then all at once": (
-        chain([1] * 36_500, cycle([MAX_CHARS + 1])), cycle(KINDS), chain([0.0, 1.0] * 18_250, cycle([0.0]))),
+        chain([1] * 27_800, cycle([MAX_CHARS + 1])), cycle(KINDS), chain([0.0, 1.0] * 13_900, cycle([0.0]))),
     "just enough to leave by its size": (cycle([MAX_CHARS]), cycle([Token]), cycle([0.0])),
     "by size and by time in turn": (cycle([MAX_CHARS, 1]), cycle(KINDS), cycle([0.0, 1.0])),
     "more than an event each time": (cycle([MAX_CHARS + 1]), cycle(KINDS), cycle([0.0])),
