@@ -129,10 +129,13 @@ def test_a_tool_that_takes_its_time_is_bridged_by_heartbeats_that_nobody_sees(
 
 
 TOKENS = scaled(100_000)
+SECONDS = 20 if LONG else 4
+"""For which the model speaks."""
 RUNS = 4
 TEXT = 'é 日本 😀 "quoted" \\ data: x\n\nid: 9-9\r\n\u2028\u0085'
 
 
+@pytest.mark.timeout(400)
 async def test_while_gateways_are_killed_every_client_sees_each_run_of_a_model_once(
     stub: ModelStub, launch: Launcher
 ) -> None:
@@ -151,9 +154,9 @@ async def test_while_gateways_are_killed_every_client_sees_each_run_of_a_model_o
 
     def body(n: int) -> dict[str, Any]:
         ask = f"run {n} {launch.folder} [[reasoning=.{TEXT}.]] {repeat} {note(launch.folder / 'notes', str(n), 0.3)}"
-        return {"query": f"{ask} [[tokens={TOKENS}]] [[pace={TOKENS / 4}]]", "agent": "chat"}
+        return {"query": f"{ask} [[tokens={TOKENS}]] [[pace={TOKENS / SECONDS}]]", "agent": "chat"}
 
-    plan = Plan(runs=RUNS, readers=2, body=body, torn=0, slow=0.1, hurry=15, limit=110)
+    plan = Plan(runs=RUNS, readers=2, body=body, torn=0, slow=0.1, hurry=15, limit=300)
     async with Load(
         [gateway.url for gateway in gateways], server.url, plan, chance=chance, folder=launch.folder
     ) as load:

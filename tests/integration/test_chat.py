@@ -17,6 +17,7 @@ from tests.kit.checker import check_log, check_poll, check_reader, entries_of, s
 from tests.kit.http import Client
 from tests.kit.model_stub import ModelStub
 from tests.kit.processes import Worker, wait_for
+from tests.kit.scale import LONG
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 SYSTEM = "You are a test."
@@ -35,8 +36,9 @@ class Stage:
         return self.stub.journal(query)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=[0, 2] if LONG else [0])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """The agent in the worker, and in processes of its own."""
     launcher = Launcher(tmp_path_factory.mktemp("chat"))
     try:
         with ModelStub() as stub, pytest.MonkeyPatch.context() as patched:
@@ -54,6 +56,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 system_prompt=SYSTEM,
                 history_tokens=200,
                 model_stall_seconds=1,
+                agent_processes=request.param,
             )
             with Client(gateway.url) as client:
                 yield Stage(stub, worker, client, gateway.url)
