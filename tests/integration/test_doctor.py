@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from broker.doctor.finding import Finding, Severity
@@ -16,9 +18,10 @@ from tests.kit.cluster import Cluster
 from tests.kit.command import broker, here
 from tests.kit.doctor import diagnosis, the, worst
 from tests.kit.http import Client
-from tests.kit.processes import SECRET, wait_for
+from tests.kit.processes import SECRET, environment, wait_for
 from tests.kit.redis_server import RedisServer, free_port, redis_6_2
 from tests.kit.sentinel import Sentinels
+from tests.kit.terminal import Terminal
 from tests.security.issuer import RSA_KEY, Issuer, jwk
 
 OK, NOTE, WARNING, ERROR = Severity
@@ -89,6 +92,23 @@ def test_the_oldest_redis_that_we_promise_is_fine(launch: Launcher) -> None:
     findings = doctor(launch.redis(*LIMIT, binary=binary).url)
     assert complaints(findings) == {"workers": WARNING}
     assert "6.2" in the(findings, "redis_version").title
+
+
+@pytest.mark.parametrize(("columns", "no_color"), [(80, False), (80, True), (30, False)])
+def test_on_a_terminal_marks_have_colors_and_lines_keep_to_its_width(columns: int, no_color: bool) -> None:
+    env = environment(f"redis://127.0.0.1:{free_port()}", auth="none")
+    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "broker", "doctor"]
+    terminal = Terminal(command, env | ({"NO_COLOR": "1"} if no_color else {}), columns=columns)
+    try:
+        assert terminal.wait() == 2
+        assert (b"\x1b[" in terminal.raw) is not no_color
+        plain = click.unstyle(terminal.raw.decode())
+    finally:
+        terminal.close()
+    assert "warning  BROKER_AUTH=none" in plain
+    assert "1 error, 1 warning, 1 note" in plain
+    assert [line for line in plain.splitlines() if len(line) > max(columns, 40)] == []
 
 
 # -- Redis -----------------------------------------------------------------------------------------------------------
