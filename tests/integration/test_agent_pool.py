@@ -58,6 +58,17 @@ async def test_an_agent_that_outruns_its_reader_waits(agents: dict[str, Agent], 
     assert [event.text for event in taken] == [f"{n} " for n in range(500)]
 
 
+async def test_an_agent_that_is_closed_while_it_waits_runs_its_finally(
+    agents: dict[str, Agent], tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    events = begin(agents["steps"], run(count=500, mark=str(mark)))
+    await anext(events)
+    await asyncio.sleep(0.2)
+    await events.aclose()
+    assert Path(f"{mark}.1").read_text() == "closed"
+
+
 async def test_runs_that_are_not_read_do_not_stop_the_others(agents: dict[str, Agent], tmp_path: Path) -> None:
     unread = [begin(agents["burst"], run(count=500, size=60_000)) for _ in range(20)]
     for events in unread:
@@ -117,6 +128,21 @@ async def test_an_agent_that_does_not_end_is_waited_for_and_keeps_no_other_from_
     assert not caplog.messages
     closing.cancel()
     await asyncio.wait([closing])
+
+
+async def test_no_run_is_given_to_a_process_that_has_ended_while_its_socket_is_still_open(
+    agents: dict[str, Agent], tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    dies = begin(agents["dies"], run(how="fork", release=str(release)))
+    assert [await anext(dies), await anext(dies)]
+    dying = asyncio.create_task(anext(dies))
+    await asyncio.sleep(0.7)
+    assert not dying.done()
+    assert [event async for event in begin(agents["echo"], run("again"))][-1] == Final(answer="again")
+    release.touch()
+    await asyncio.wait([dying])
+    assert isinstance(dying.exception(), WorkerLost)
 
 
 async def test_closing_the_pool_closes_the_agents(tmp_path: Path) -> None:

@@ -208,9 +208,13 @@ def test_the_runs_of_a_process_that_is_killed_go_on_at_their_checkpoints(stage: 
 
 
 @pytest.mark.parametrize("how", ["exit", "segfault", "fork"] if LONG else ["segfault", "fork"])
-def test_a_run_that_ends_its_process_goes_on_in_another(stage: Stage, how: str) -> None:
-    request_id = stage.submit("dies", how=how)
-    stage.until_ended([request_id])
+def test_a_run_that_ends_its_process_goes_on_in_another(stage: Stage, tmp_path: Path, how: str) -> None:
+    release = tmp_path / "release"
+    request_id = stage.submit("dies", how=how, release=str(release))
+    try:
+        stage.until_ended([request_id], seconds=30)
+    finally:
+        release.touch()
     run, log = stage.ended(request_id)
     assert (run["status"], run["answer"]) == ("completed", "saved restored saved")
     assert reasons(log) == ["started", "worker_lost"]

@@ -340,10 +340,9 @@ async def dies(run: Run) -> Events:
     if run.attempt == 1:
         if run.parameters["how"] == "exit":
             os._exit(7)
-        elif run.parameters["how"] == "fork":  # what it leaves behind has all that it had open
+        elif run.parameters["how"] == "fork":  # what it leaves behind, until `release`, has all that it had open
             if os.fork() == 0:
-                time.sleep(5)
-                os._exit(0)
+                await _block(**run.parameters)
             os._exit(7)
         else:
             ctypes.string_at(0)

@@ -19,8 +19,9 @@ from broker.settings import Settings
 from tests.kit.checker import check_log
 from tests.kit.fleet import attempts, reasons
 from tests.kit.redis_server import RedisServer
-from tests.kit.runs import append, cancel, field, lose_worker, now_ms, queued, roll_back, running, texts, words
+from tests.kit.runs import append, cancel, fence, field, lose_worker, now_ms, queued, roll_back, running, texts, words
 from worker import Checkpoint, Event, Run, Token
+from worker.attempt import WorkerLost
 from worker.parts import Parts, make_parts
 from worker.runner import Runner
 
@@ -146,6 +147,33 @@ async def test_a_later_attempt_is_given_the_state_of_the_last_checkpoint(
 
 
 # -- what becomes of a run -----------------------------------------------------------------------------------
+
+
+async def test_an_attempt_whose_process_is_lost_lets_its_lease_go_and_a_reaper_counts_it(
+    redis: Redis, scripts: Scripts, parts: Parts
+) -> None:
+    """PROTOCOL 4.4. What it has said before is in the log."""
+
+    async def lost(run: Run) -> Events:
+        yield Token(text="said ")
+        yield Checkpoint(state="saved")
+        raise WorkerLost
+
+    runner = Runner(parts, {"echo": lost})
+    runner.start()
+    request_id = await queued(scripts)
+    await runner.run(request_id, 1)
+    await runner.close()
+    entries = await log.read_all(redis, request_id)
+    assert texts(entries) == ["said "]
+    assert await field(redis, request_id, "status") == "running"
+    assert int(await field(redis, request_id, "deadline")) <= now_ms() + 2
+    assert (await redis.zscore(keys.LEASES, request_id) or 0) <= now_ms()
+    await asyncio.sleep(0.01)
+    reply = await fence(scripts, request_id)
+    assert (reply.answer, reply.rest) == ("OK", [2])
+    assert await field(redis, request_id, "fails") == "1"
+    assert await field(redis, request_id, "checkpoint") == '"saved"'
 
 
 async def test_a_run_that_is_handed_over_is_queued_for_its_next_attempt_and_its_agent_is_closed(
