@@ -112,10 +112,9 @@ def test_a_worker_that_dies_in_the_answer_costs_the_answer_and_no_tool(
     assert [entry.type for entry in log if str(entry.id) == checkpoint] == ["tool_result"]
 
 
-def test_a_tool_that_takes_its_time_is_bridged_by_heartbeats_that_nobody_sees(
-    fleet: Fleet, workers: list[Worker], launch: Launcher
-) -> None:
+def test_a_tool_that_takes_its_time_is_bridged_by_heartbeats_that_nobody_sees(fleet: Fleet, launch: Launcher) -> None:
     """P13: bytes at least every heartbeat while a tool and a model are silent, and no event more."""
+    launch.worker(fleet.redis.url, **MODEL)
     query = f"{launch.folder} {note(launch.folder / 'notes', 'slow', 3 * HEARTBEAT)} [[reasoning=so]] [[say=done]]"
     request_id = fleet.client.submit(query, agent="chat")
     body = b""

@@ -18,7 +18,7 @@ from tests.kit.waiting import until
 from worker import Checkpoint, Run, Turn, tool
 from worker.agent import MAX_EVENT_BYTES
 from worker.agents import chat as chat_module
-from worker.agents.chat import make_chat
+from worker.agents.chat import CALLS_AT_ONCE, make_chat
 from worker.agents.joiner import FREELY
 from worker.models.model import Call, End, Message, ModelError, Options, Piece, Text, Thought, ToolSpec, Usage
 from worker.tools.registry import Tools
@@ -158,6 +158,23 @@ async def test_a_model_that_calls_tools_for_ever_is_asked_without_them_in_the_en
     assert len(bench.counted) == 4, "the last calls are not carried out"
     final = (await bench.items(Scripted(*calls[:4], [Text(text="Well."), end()])))[-1]
     assert isinstance(final, Final) and final.usage == {"rounds": 5, "model": "m", "finish_reason": "stop"}
+
+
+async def test_a_round_of_any_number_of_calls_runs_so_many_at_once(bench: Bench) -> None:
+    at_once = most = 0
+
+    @tool
+    async def slow() -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+
+    bench.tools = Tools([make_tool(slow, default_timeout=5)])
+    calls = [Call(id=str(n), name="slow", arguments="") for n in range(3 * CALLS_AT_ONCE)]
+    items = await bench.items(Scripted([*calls, end("tool_calls")], [Text(text="done"), end()]))
+    assert sum(isinstance(item, ToolResult) for item in items) == len(calls) and most == CALLS_AT_ONCE
 
 
 async def test_what_the_model_said_before_it_failed_comes_first(bench: Bench) -> None:

@@ -19,11 +19,13 @@ from worker.models import open_model
 from worker.models.model import Call, End, Message, Model, ModelError, Options, Piece, Text, Thought
 from worker.models.parameters import SAMPLING, BadParameter, allowed_parameters
 from worker.tools.registry import Tools
-from worker.tools.result import MAX_RESULT_BYTES, cut
+from worker.tools.result import MAX_RESULT_BYTES, Result, cut
 from worker.tools.tool import parse_arguments
 
 logger = logging.getLogger(__name__)
 
+CALLS_AT_ONCE = 16
+"""Of one run: a model may ask for any number."""
 _BETWEEN_ROUNDS = "\n\n"
 _SHOWN_NAME = 200
 _SHOWN_MESSAGE = 2000
@@ -102,6 +104,7 @@ class _Talk:
         self._end: End | None = None
         """Of the answer that called nothing."""
         self._warned = False
+        self._at_once = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def events(self) -> AsyncGenerator[Event | Checkpoint, None]:
         """All of them, the last one the end of the run."""
@@ -165,10 +168,7 @@ class _Talk:
 
     async def _call_tools(self) -> AsyncGenerator[Event | Checkpoint, None]:
         """The calls that have no result, at the same time; each result as it comes, and a checkpoint with it."""
-        tasks = {
-            asyncio.create_task(self._tools.call(call, self._run, self._wanted.tools)): call
-            for call in self._said.pending
-        }
+        tasks = {asyncio.create_task(self._call(call)): call for call in self._said.pending}
         try:
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -182,6 +182,10 @@ class _Talk:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _call(self, call: Call) -> Result:
+        async with self._at_once:
+            return await self._tools.call(call, self._run, self._wanted.tools)
 
     def _checkpoint(self) -> Iterator[Checkpoint]:
         """One, or none where the conversation is too large: a later attempt then begins at an earlier one."""
