@@ -16,6 +16,9 @@ import psutil
 import pytest
 
 from broker.runs import keys
+from broker.runs.connections import connect
+from broker.runs.scripts import Scripts
+from broker.settings import Settings
 from tests.conftest import Launcher
 from tests.kit.checker import check_log, check_poll, check_reader, entries_of
 from tests.kit.cluster import Cluster, slot_of
@@ -23,9 +26,11 @@ from tests.kit.eventsource import Stream
 from tests.kit.http import Client, token
 from tests.kit.processes import Gateway, Worker
 from tests.kit.redis_server import RedisServer, redis_6_2
+from tests.kit.runs import field, now_ms, running
 from tests.kit.scribe import Scribe
 from tests.kit.tls import make_certificates
 from tests.kit.whole_path import check_stream_and_poll, check_whole_path
+from worker.keeper import LeaseKeeper
 
 PASSWORD = "pelican-and-heron"
 AUTH = {"Authorization": f"Bearer {token('alice')}"}
@@ -152,6 +157,25 @@ async def test_publishing_stays_on_the_shard(service: Service) -> None:
     with service.client() as alice:
         assert (await asyncio.to_thread(alice.post, f"/api/v1/runs/{run}/cancel")).status_code == 200
     await service.check(run, stream)
+
+
+async def test_a_worker_that_is_blocked_keeps_its_leases_on_all_shards(service: Service) -> None:
+    """Its thread has an event loop and connections of its own."""
+    redis = connect(service.cluster.url, connections=2)
+    scripts = Scripts(redis)
+    leases = [await running(scripts) for _ in range(12)]
+    settings = Settings(redis_url=service.cluster.url, queue_redis_url=service.queue.url, lease_seconds=600)
+
+    async def keep() -> None:
+        keeping = asyncio.create_task(LeaseKeeper(settings, lambda: leases).keep())
+        await asyncio.wait([keeping], timeout=2)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+    await asyncio.to_thread(asyncio.run, keep())
+    for lease in leases:
+        assert int(await field(redis, lease.request_id, "deadline")) > now_ms() + 300_000
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_a_stream_goes_on_while_its_slot_moves(service: Service) -> None:
