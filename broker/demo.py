@@ -238,15 +238,16 @@ def _problem(answer: httpx.Response) -> str:
 
 
 def introduction(demo: Demo, sample: Sample) -> str:
-    submit: dict[str, Any] = {"query": QUESTION, "parameters": {} if demo.agent == "chat" else {"pace": PACE}}
-    if demo.stub:
-        submit["query"] += f" [[pace={PACE}]]"
+    submit: dict[str, Any] = {"query": f"{QUESTION} [[pace={PACE}]]" if demo.stub else QUESTION}
+    parameters = {} if demo.agent == "chat" else {"pace": PACE}
+    if parameters:
+        submit["parameters"] = parameters
     run = f"/api/v1/runs/{sample.request_id}"
     posted = ["-H", "Content-Type: application/json", "-d", json.dumps(submit)]
     parts = [
         f"The broker runs on {demo.url}",
         "Ask it, in another terminal:",
-        _ask(demo, submit["query"], submit["parameters"]),
+        _ask(demo, submit["query"], parameters),
         "Over HTTP: submit a query, and watch its answer come:",
         _curl(demo, "-N", "/api/v1/query/stream", *posted),
         f"Resume a run after event {sample.middle}, as a client that was cut off would:",

@@ -52,7 +52,7 @@ class OpenAIModel:
     """A Model. One client for each event loop, since its connections belong to that."""
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self.server = server
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = WeakKeyDictionary()
         self._has_responses = server.api != "completions"
 
@@ -60,7 +60,7 @@ class OpenAIModel:
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: Options
     ) -> AsyncGenerator[Piece, None]:
         """One answer. Before its first piece, failures are retried within the deadline. Raises ModelError."""
-        server = self._server
+        server = self.server
         retries = Retries(deadline=options.deadline, seconds=server.retry_seconds, first=server.first_pause)
         while True:
             begun = False
@@ -107,7 +107,7 @@ class OpenAIModel:
             except NoSuchApi:
                 self._has_responses = False
                 logger.info("the model server has no Responses; it is asked by Chat Completions")
-        body = completions.request(messages, tools, options, newest=self._server.is_openai)
+        body = completions.request(messages, tools, options, newest=self.server.is_openai)
         chunks = completions.Reader(options.model, taken)
         async with contextlib.aclosing(self._pieces(completions.PATH, body, chunks, options)) as pieces:
             async for piece in pieces:
@@ -136,7 +136,7 @@ class OpenAIModel:
 
     async def _open(self, path: str, body: dict[str, Any], options: Options) -> AsyncStream[object]:
         """The events as plain JSON: the SDK's own types cost time for each chunk, and know OpenAI's fields only."""
-        optional = path == responses.PATH and self._server.api == "auto"
+        optional = path == responses.PATH and self.server.api == "auto"
         try:
             stream = await self._client().post(
                 path, body=body, cast_to=object, stream=True, stream_cls=AsyncStream[object]
@@ -162,13 +162,13 @@ class OpenAIModel:
         """
         cause = error.__cause__ if isinstance(error, APIConnectionError) else error
         if type(cause).__name__ in ("ReadTimeout", "WriteTimeout"):
-            return failures.stalled(self._server.stall_seconds)
+            return failures.stalled(self.server.stall_seconds)
         return otherwise
 
     def _client(self) -> AsyncOpenAI:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            server = self._server
+            server = self.server
             if server.key is None:
                 raise Failed(
                     "model_not_configured", "OPENAI_API_KEY is not set, nor OPENAI_BASE_URL of another server."
@@ -183,7 +183,7 @@ class OpenAIModel:
 
     def _redacted(self, text: str) -> str:
         """Servers may repeat the key in what they say."""
-        key = self._server.key
+        key = self.server.key
         return text.replace(key, "…") if key and key != PLACEHOLDER_KEY else text
 
 
