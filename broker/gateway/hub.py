@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from broker.errors import RunNotFound, Unavailable
 from broker.gateway.channel import Channel, State
@@ -316,6 +317,8 @@ class Hub:
     async def _compare_primaries(self, shard: Shard) -> None:
         try:
             replid = (await shard.redis.info("replication")).get("master_replid")
+        except ResponseError:
+            return  # a server that does not tell, as a fake one
         except Exception as error:
             if not is_away(error):
                 raise

@@ -258,6 +258,7 @@ def test_without_any_redis_a_fake_does_and_the_user_is_warned(start: Start) -> N
     assert "WARNING: no redis-server was found" in demo.text
     assert len(demo.left_running()) == 1
     check_lines(demo)
+    time.sleep(5.5)  # the gateway asks each primary who it is every five seconds
     assert demo.interrupt() == 0
     assert demo.left_running() == []
     assert demo.errors == ""
