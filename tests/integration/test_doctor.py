@@ -277,6 +277,15 @@ def test_settings_that_are_refused_are_a_finding() -> None:
     assert "BROKER_LEASE_SECONDS" in done.stdout
 
 
+def test_a_redis_url_whose_certificates_cannot_be_used_is_a_finding() -> None:
+    finding = the(doctor("rediss://127.0.0.1:1?ssl_ca_certs=/nowhere.pem"), "settings")
+    assert finding.severity is ERROR and "certificates" in finding.title
+
+
+def test_the_fake_redis_of_the_demo_is_told_to_be_out_of_sight() -> None:
+    assert the(doctor("fakeredis://demo"), "settings").severity is WARNING
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "expected"),
     [
