@@ -347,6 +347,16 @@ async def test_the_end_may_be_missing_once_the_answer_has_ended(models: Models) 
     assert text(answered.pieces) == "Hello"
 
 
+async def test_a_server_that_refuses_to_tell_its_usage_is_not_asked_for_it(models: Models) -> None:
+    said = b'{"detail": "Extra inputs are not permitted: stream_options"}'
+    head = b"HTTP/1.1 422 No\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(said)
+    answer = chunked(b'data: {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}\n\n')
+    with Stub([head + said], [answer], [answer]) as server:
+        for _ in range(2):
+            assert text((await ask(models.at(server.url + "v1"), "hi")).pieces) == "Hello"
+        assert len(server.requests) == 3
+
+
 async def test_without_a_key_there_is_no_model_at_openai(models: Models) -> None:
     answered = await ask(models.at("https://api.openai.com/v1", key=None), "hi")
     assert answered.code == "model_not_configured"

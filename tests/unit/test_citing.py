@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.agents.citing import LONGEST_BRACKET, Citer, Claims
+from worker.agents.citing import LONGEST_BRACKET, LONGEST_CLAIM, Citer, Claims
 
 PASSAGES = [
     ("Tea › Green tea", "Green tea wants water of **75 to 80 degrees**. Boiling water makes it bitter."),
@@ -155,6 +155,13 @@ def test_a_text_without_brackets_is_shown_as_it_is(text: str) -> None:
 def test_a_text_without_an_end_does_not_slow_down() -> None:
     text, _ = cited(*["word " * 100] * 1000)
     assert len(text) == 500_000
+
+
+def test_only_the_last_words_of_an_endless_sentence_are_claimed() -> None:
+    unrelated = "".join(f"{chr(97 + n)}dragon " for n in range(26)) * 10
+    related = f"{GOOD} and " * (2 * LONGEST_CLAIM // len(GOOD))
+    assert cited(unrelated, related, "[1]")[1].dropped == 0
+    assert cited(unrelated, GOOD, "[1]")[1].dropped == 1
 
 
 def test_the_nearest_sentence_is_found() -> None:

@@ -55,6 +55,7 @@ class OpenAIModel:
         self.server = server
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = WeakKeyDictionary()
         self._has_responses = server.api != "completions"
+        self._has_stream_options = True
 
     async def stream(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: Options
@@ -71,6 +72,8 @@ class OpenAIModel:
                         yield piece
                 return
             except Failed as failed:
+                if self._learns(failed):
+                    continue
                 pause = None if begun else retries.pause(failed, time.time())
                 logger.warning(
                     "a model failed",
@@ -91,6 +94,13 @@ class OpenAIModel:
         if client := self._clients.pop(asyncio.get_running_loop(), None):
             await client.close()
 
+    def _learns(self, failed: Failed) -> bool:
+        """Whether it should be asked again, in another way: some servers refuse to be asked for the usage."""
+        if self._has_stream_options and failed.code == "model_refused_request" and "stream_options" in str(failed):
+            self._has_stream_options = False
+            return True
+        return False
+
     async def _answer(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: Options
     ) -> AsyncGenerator[Piece, None]:
@@ -108,6 +118,8 @@ class OpenAIModel:
                 self._has_responses = False
                 logger.info("the model server has no Responses; it is asked by Chat Completions")
         body = completions.request(messages, tools, options, newest=self.server.is_openai)
+        if not self._has_stream_options:
+            del body["stream_options"]
         chunks = completions.Reader(options.model, taken)
         async with contextlib.aclosing(self._pieces(completions.PATH, body, chunks, options)) as pieces:
             async for piece in pieces:
