@@ -149,7 +149,8 @@ async def test_the_projects_own_nginx_conf_is_fine(tmp_path: Path, gateway: Gate
         wait_for(lambda: nginx.readiness(url) == 200)
         assert complaints(await look(url)) == {}
     finally:
-        process.kill()
+        process.ask()  # killed, it would leave its workers behind
+        process.kill(after=5)
 
 
 def test_a_plain_proxy_that_heeds_our_headers_is_fine(found: dict[str, list[Finding]]) -> None:
