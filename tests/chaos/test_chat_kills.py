@@ -95,6 +95,22 @@ def test_a_tool_that_had_ended_is_not_called_again_by_the_next_attempt(
     assert run["usage"]["completion_tokens"] > 4, "what the first attempt has used is counted"
 
 
+def test_a_drained_worker_hands_a_conversation_over_and_waits_for_no_tool(
+    fleet: Fleet, workers: list[Worker], launch: Launcher
+) -> None:
+    """A thread of a tool cannot be ended; the worker ends all the same."""
+    notes = launch.folder / "notes"
+    request_id = fleet.client.submit(f"{note(notes, 'ended')} {note(notes, 'under way', 60)}", agent="chat")
+    wait_for(lambda: types(fleet, request_id)["tool_result"] == 1)
+    [worker] = [worker for worker in workers if worker.logged("run started", request_id=request_id)]
+    assert worker.stop(seconds=20) == 0
+    fleet.until_ended([request_id])
+    run, log = fleet.ended(request_id)
+    assert run["status"] == "completed" and reasons(log) == ["started", "handed_over"]
+    assert Counter(notes.read_text().splitlines()) == {"ended": 1, "under way": 2}
+    assert [line["tool"] for line in worker.log_lines() if "left behind" in line["message"]] == ["note"]
+
+
 def test_a_worker_that_dies_in_the_answer_costs_the_answer_and_no_tool(
     fleet: Fleet, stub: ModelStub, workers: list[Worker], launch: Launcher
 ) -> None:

@@ -17,10 +17,11 @@ def weather(city: str, days: int = 1) -> dict[str, object]:
 
 @tool
 def note(path: str, line: str, seconds: float = 0) -> str:
-    """Adds a line to a file, then takes its time."""
+    """Adds a line to a file; takes its time where it is new there."""
+    known = Path(path).exists() and line in Path(path).read_text().splitlines()
     with Path(path).open("a") as file:
         file.write(line + "\n")
-    time.sleep(seconds)
+    time.sleep(0 if known else seconds)
     return f"noted {line}"
 
 

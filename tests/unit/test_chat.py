@@ -150,6 +150,25 @@ async def test_calls_are_announced_in_order_before_any_result(bench: Bench) -> N
     assert kinds == ["ToolCall", "ToolCall", "ToolResult", "ToolResult", "ToolCall", "ToolResult"]
 
 
+async def test_each_result_comes_when_it_is_there(bench: Bench) -> None:
+    go = asyncio.Event()
+
+    @tool
+    async def wait(first: bool) -> None:
+        if first:
+            await go.wait()
+
+    bench.tools = Tools([make_tool(wait, default_timeout=5)])
+    calls = [Call(id=str(n), name="wait", arguments=json.dumps({"first": n == 0})) for n in range(3)]
+    ended = []
+    async for item in bench.agent(Scripted([*calls, end("tool_calls")], [Text(text="done"), end()])):
+        if isinstance(item, ToolResult):
+            ended.append(item.id)
+            if len(ended) == 2:
+                go.set()
+    assert ended == ["1", "2", "0"]
+
+
 async def test_a_model_that_calls_tools_for_ever_is_asked_without_them_in_the_end(bench: Bench) -> None:
     calls: list[list[Piece]] = [[count(str(n)), end("tool_calls")] for n in range(5)]
     obstinate = Scripted(*calls)
