@@ -347,6 +347,20 @@ async def test_the_end_may_be_missing_once_the_answer_has_ended(models: Models) 
     assert text(answered.pieces) == "Hello"
 
 
+async def test_what_cannot_be_sent_is_told(models: Models, stub: ModelStub, api: str) -> None:
+    assert (await ask(models.at(stub, api=api), "\ud800")).code == "model_refused_request"
+
+
+async def test_text_arrives_as_the_server_means_it(models: Models) -> None:
+    """Also where a server cuts a character in two."""
+    parts = [rb"\ud83d", rb"\ude00", "\u2028 é".encode()]
+    frames = [b'data: {"choices": [{"delta": {"content": "%b"}}]}\r\n\r\n' % part for part in parts]
+    frames.append(b': a comment\n\ndata: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
+    with Stub([chunked(*(bytes([byte]) for byte in b"".join(frames)))]) as server:
+        answered = await ask(models.at(server.url + "v1"), "hi")
+    assert text(answered.pieces) == "\ud83d\ude00\u2028 é"
+
+
 async def test_a_server_that_refuses_to_tell_its_usage_is_not_asked_for_it(models: Models) -> None:
     said = b'{"detail": "Extra inputs are not permitted: stream_options"}'
     head = b"HTTP/1.1 422 No\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(said)

@@ -205,6 +205,10 @@ async def test_a_bad_parameter_is_told(agent: Agent, parameters: dict[str, Any],
     assert said in error.message
 
 
+async def test_a_question_that_utf_8_cannot_carry_is_asked(agent: Agent) -> None:
+    assert "I am a stub" in text(await steps_of(agent, "\ud800 [[say@plan=Green tea.]] [[say@screen=All.]]" + QUESTION))
+
+
 async def test_sampling_is_for_the_answer(stub: ModelStub, agent: Agent) -> None:
     await steps_of(agent, f"{QUESTION} eight. {PLAN} {SCREEN}", temperature=0.3)
     temperatures = [entry["parameters"].get("temperature") for entry in stub.journal("eight.")]

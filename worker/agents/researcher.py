@@ -14,6 +14,7 @@ from broker.events import Error, Event, Final, Message, Progress, Reasoning, Sou
 from worker.agent import Checkpoint, Run
 from worker.agents import briefs
 from worker.agents.citing import Citer, Claims
+from worker.agents.conversation import sendable
 from worker.agents.documents import Found
 from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
@@ -218,7 +219,7 @@ class Researcher:
         heard, joiner, now = list[str](), Joiner(), asyncio.get_running_loop().time
         options = Options(model=self._wanted.model, deadline=self._run.deadline, parameters=sampling or {})
         failure: ModelError | None = None
-        async with Feed(self._model.stream(messages, [], options)) as feed:
+        async with Feed(self._model.stream(sendable(messages), [], options)) as feed:
             while not feed.ended and failure is None:
                 try:
                     pieces = await feed.take(joiner.wait(now()))

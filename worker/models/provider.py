@@ -161,6 +161,8 @@ class OpenAIModel:
             raise failures.of_status(error.status_code, error.body, headers, model=options.model) from error
         except _DISCONNECTED as error:
             raise self._disconnected(error, failures.unreachable()) from error
+        except UnicodeEncodeError as error:
+            raise Failed("model_refused_request", "The request has text that UTF-8 cannot carry.") from error
         if stream.response.headers.get("content-type", "").startswith(("application/json", "text/html")):
             await stream.close()
             if optional:
