@@ -30,6 +30,7 @@ class User:
         self.settings = {"url": url, "token": bearer}
         self._started: list[subprocess.Popen[bytes]] = []
         self.environment = environment("redis://127.0.0.1:1", **self.settings)
+        self.environment.pop("PYTHONUNBUFFERED", None)
 
     def broker(self, *arguments: str) -> Done:
         return here(*arguments, **self.settings)

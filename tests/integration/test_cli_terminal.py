@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,17 @@ def test_ctrl_c_while_there_is_a_bar_leaves_a_clean_terminal(broker: Open, play:
     play.open(1)
 
 
+def test_what_the_terminal_wrote_for_ctrl_c_does_not_stay_at_the_beginning_of_a_line(broker: Open, play: Play) -> None:
+    play.then("message", text="Searching.").gate()
+    terminal = broker("ask", "x", *play.options)
+    terminal.shows("Searching.")
+    terminal.type(CTRL_C)
+    detached(terminal)
+    assert terminal.wait() == 130
+    assert terminal.text.splitlines()[1].startswith("Detached, and the run goes on.")
+    play.open(1)
+
+
 def test_ctrl_c_twice_cancels(broker: Open, alice: Client) -> None:
     terminal = broker("ask", "x", "--agent", "hangs")
     terminal.shows("waiting")
@@ -238,6 +250,7 @@ def test_when_the_gateway_dies_it_says_so_and_goes_on_exactly_where_it_was(
     gateway.kill()
     terminal.shows("connection lost, reconnecting…")
     play.open(1)
+    time.sleep(2.5)  # longer than the first pause: it finds nobody more than once, and says so once
     launch.gateway(redis.url, port=gateway.port)
     assert terminal.wait(60) == 0
     lines = terminal.text.splitlines()

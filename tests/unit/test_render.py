@@ -202,7 +202,8 @@ def test_a_dumb_terminal_has_no_bar_and_no_escape_sequence() -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, highlight=False, _environ={"TERM": "dumb"})
     screen = Screen(console, console)
-    screen.show(pieces(events))
+    for piece in pieces(events):
+        screen.show([piece])
     screen.close()
     assert "\x1b" not in file.getvalue()
     assert "\r" not in file.getvalue()
@@ -361,12 +362,16 @@ def test_a_lost_cursor_shows_the_run_from_its_beginning() -> None:
     parts = transcript.feed(EventId(0, 0), attempt(1, "0-0", "cursor_lost"), 0)
     parts += transcript.feed(EventId(0, 1), START, 0)
     parts += transcript.feed(EventId(1, 1), Token(text="all of it"), 0)
-    parts += transcript.feed(EventId(1, 2), Final(answer="all of it"), 0)
+    parts += transcript.feed(EventId(1, 2), Final(answer="not all of it"), 0)
     got = shown(parts).lines
     assert got == [
         "the broker has lost what came before: the run is shown from its beginning",
         "",
         "all of it",
+        "",
+        "the final answer differs:",
+        "",
+        "not all of it",
         "",
         "completed · more",
     ]
