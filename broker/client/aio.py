@@ -260,7 +260,8 @@ class AsyncStream(Folded):
                 if not tail.done:
                     raise Broken("the connection ended")
             except (httpx.RequestError, Broken) as error:
-                await asyncio.sleep(tail.broken(transport.cause(error), time.monotonic()))
+                if not tail.done:  # a connection that fails as it is closed has done its work
+                    await asyncio.sleep(tail.broken(transport.cause(error), time.monotonic()))
         if tail.end is not None:
             yield tail.end
 

@@ -254,7 +254,8 @@ class Stream(Folded):
                 if not tail.done:
                     raise Broken("the connection ended")
             except (httpx.RequestError, Broken) as error:
-                time.sleep(tail.broken(transport.cause(error), time.monotonic()))
+                if not tail.done:  # a connection that fails as it is closed has done its work
+                    time.sleep(tail.broken(transport.cause(error), time.monotonic()))
         if tail.end is not None:
             yield tail.end
 

@@ -146,7 +146,7 @@ def test_kills_of_the_gateway_are_ridden_out(launch: Launcher, tmp_path: Path) -
     readers = Readers(gateway.url, subject)
     try:
         reads = readers.start([(f"through kills {n}", body) for n in range(8)])
-        for _ in range(scaled(30)):
+        for _ in range(scaled(20)):
             wait_for(partial(all_running, gateway.url, subject, 8))
             gateway.signal(signal.SIGKILL)
             gateway.wait()

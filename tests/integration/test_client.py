@@ -252,7 +252,7 @@ def test_a_stream_ends_with_its_token(kind: type[AnyClient], service: Service, l
     tokens = [token("p21", ttl=2), token("p21", ttl=-5)]
     fresh = token("p21")
     with kind(gateway.url, fresh) as owner:
-        request_id = owner.submit("longer than the token", agent="quiet", parameters={"pause": 1.5}).request_id
+        request_id = owner.submit("longer than the token", agent="quiet", parameters={"pause": 0.9}).request_id
     given = iter(tokens)
     with kind(gateway.url, lambda: next(given, fresh), longest_pause=0.05) as client:
         following = client.stream(request_id)

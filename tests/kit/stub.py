@@ -13,7 +13,7 @@ from typing import Literal
 
 Ending = Literal["fin", "reset"]
 Step = bytes | float | threading.Event | Ending
-"""Bytes to send, seconds or what to wait for, or how to end the connection."""
+"""Bytes to send, seconds or what to wait for (which is set after 10 s), or how to end the connection."""
 
 
 def reset(sock: socket.socket) -> None:
@@ -88,6 +88,7 @@ class Stub:
                 with contextlib.suppress(OSError):
                     sock.sendall(step)
             elif isinstance(step, threading.Event):
-                step.wait(30)
+                step.wait(10)
+                step.set()
             elif isinstance(step, float):
                 time.sleep(step)

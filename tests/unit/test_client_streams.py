@@ -278,6 +278,7 @@ def test_the_terminal_event_closes_the_connection_before_it_is_given_out(
     with Stub([stream(LOG, end=False), over]) as server, client(kind, server) as made:
         for received in made.stream(RID):
             if received.terminal:
+                assert not over.is_set(), "it has waited until the server closed it"
                 until_closed(server)
                 break
         else:
