@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 
     agents: CommaSeparated = Field((), description="Agents beside the built-in ones: `name=module:function`, …")
     default_agent: str = Field("research", description="The agent of a submit that names none.")
-    docs: Path | None = Field(None, description="The folder that `research` reads.")
+    docs: Path | None = Field(None, description="The folder that `research` searches, and `chat`.")
 
     model: str | None = Field(None, description="The model that `chat` and `research` ask; OPENAI_BASE_URL is where.")
     models: CommaSeparated = Field((), description="Models that a run may choose instead; `*` is any. None by default.")

@@ -1,6 +1,9 @@
-"""Submit, stream, poll, resume, cancel: what every kind of Redis must carry."""
+"""Submit, stream, poll, resume, cancel, a session's history: what every kind of Redis must carry."""
 
 from __future__ import annotations
+
+import json
+import secrets
 
 from tests.kit.checker import check_log, check_poll, check_reader, entries_of
 from tests.kit.http import Client
@@ -11,6 +14,7 @@ def check_whole_path(one: Client, two: Client) -> None:
     check_stream_and_poll(one)
     check_resume(one, two)
     check_cancel(one, two)
+    check_history(one, two)
 
 
 def check_stream_and_poll(client: Client, query: str = "one two three") -> str:
@@ -50,3 +54,14 @@ def check_cancel(one: Client, two: Client) -> None:
     check_log(log)
     check_reader(entries_of(seen), log)
     assert seen[-1].type == "cancelled"
+
+
+def check_history(one: Client, two: Client) -> None:
+    session_id = secrets.token_hex(8)
+    asked = [one.submit(query, session_id=session_id) for query in ("first", "second")]
+    for request_id in asked:
+        one.finished(request_id)
+    request_id = two.submit("and before?", agent="recalls", session_id=session_id)
+    two.finished(request_id)
+    turns = [json.loads(entry.data)["value"] for entry in two.log(request_id) if entry.type == "data"]
+    assert [(turn["request_id"], turn["query"]) for turn in turns] == list(zip(asked, ("first", "second"), strict=True))
