@@ -64,6 +64,7 @@ class Watchdog:
         self._every = min(EVERY_SECONDS, keeper.seconds / 4) if keeper else EVERY_SECONDS
         self._turned_at = 0.0
         self._told: dict[str, float] = {}
+        """When a run, or the process, was told of."""
         self._blocked: _Blocked | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._closing = threading.Event()
@@ -93,10 +94,7 @@ class Watchdog:
             now = time.monotonic()
             if now - looked_at > self._every + STOOD_STILL_SECONDS:
                 since = now  # what kept this thread from running kept the loop too, and is no agent's `sleep`
-                logger.warning(
-                    "the process stood still: it was stopped, or a library held Python's lock",
-                    extra={"seconds": round(now - looked_at, 1), **self._culprit()},
-                )
+                self._tell_of_standing_still(now - looked_at, now)
             looked_at = now
             turned_at = self._turned_at
             if self._blocked is not None and turned_at != self._blocked.since:
@@ -126,11 +124,24 @@ class Watchdog:
     def _tell(self, turned_at: float, silence: float, now: float) -> None:
         fields = self._culprit()
         name = fields.get("request_id", "")
-        if now - self._told.get(name, float("-inf")) < AGAIN_SECONDS and silence < LONG_SECONDS:
+        if self._was_told(name, now) and silence < LONG_SECONDS:
             return
-        self._told = {who: at for who, at in self._told.items() if now - at < AGAIN_SECONDS} | {name: now}
+        self._told[name] = now
         self._blocked = _Blocked(turned_at, fields)
         logger.warning("the event loop is blocked", extra={"seconds": round(silence, 1), **fields})
+
+    def _tell_of_standing_still(self, seconds: float, now: float) -> None:
+        if not self._was_told("process", now):
+            self._told["process"] = now
+            logger.warning(
+                "the process stood still: it was stopped, or a library held Python's lock",
+                extra={"seconds": round(seconds, 1), **self._culprit()},
+            )
+
+    def _was_told(self, name: str, now: float) -> bool:
+        """Within AGAIN_SECONDS."""
+        self._told = {who: at for who, at in self._told.items() if now - at < AGAIN_SECONDS}
+        return name in self._told
 
     def _turns_again(self, turned_at: float) -> None:
         assert self._blocked is not None

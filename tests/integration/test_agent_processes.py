@@ -50,13 +50,17 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         launcher.close()
 
 
-@pytest.fixture
-def fresh(stage: Stage, launch: Launcher) -> Iterator[Fleet]:
-    """A Redis without a worker: a test starts its own."""
-    server = launch.redis()
-    gateway = launch.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-    with Client(gateway.url) as client, server.client() as direct:
-        yield Fleet(server, client, direct)
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A gateway without a worker: each test starts its own, and ends its runs."""
+    launcher = Launcher(tmp_path_factory.mktemp("fresh"))
+    try:
+        server = launcher.redis()
+        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
+        with Client(gateway.url) as client, server.client() as direct:
+            yield Fleet(server, client, direct)
+    finally:
+        launcher.close()
 
 
 # -- agents like others --------------------------------------------------------------------------------------
@@ -246,6 +250,7 @@ def test_a_worker_that_is_killed_leaves_no_process_behind(fresh: Fleet, launch: 
     worker.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+    fresh.direct.flushall()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if LONG else [signal.SIGINT])

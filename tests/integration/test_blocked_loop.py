@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,15 +105,3 @@ def test_a_loop_that_is_blocked_for_too_long_loses_all_its_runs_and_writes_nothi
         )
     )
     assert other.stop() == 0
-
-
-def test_a_worker_that_was_stopped_blames_no_run_for_it(fleet: Fleet, launch: Launcher) -> None:
-    worker = launch.worker(fleet.redis.url)
-    run = fleet.submit("steps", count=100, pause=0.05)
-    fleet.until_running([run])
-    worker.signal(signal.SIGSTOP)
-    time.sleep(2)
-    worker.signal(signal.SIGCONT)
-    wait_for(lambda: bool(worker.logged("the process stood still: it was stopped, or a library held Python's lock")))
-    fleet.until_ended([run])
-    assert not worker.logged("the event loop is blocked")
