@@ -103,6 +103,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> BrokerErro
         return ApiError(detail, code=code, status=status, errors=fields, request_id=request_id)
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "an unknown status"
     detail = f"The answer was {status} {phrase}, and not from a broker. Is this its URL?"
+    if 300 <= status < 400 and "location" in headers:
+        detail = f"This URL leads to {headers['location']}. No token is sent after a redirect: give that URL itself."
     cls = _BY_STATUS.get(status)
     return cls(detail) if cls is not None else ApiError(detail, code=f"http_{status}", status=status)
 

@@ -136,8 +136,8 @@ def all_running(url: str, subject: str, count: int) -> bool:
         return len(alice.get("/api/v1/runs?status=running").json()["runs"]) == count
 
 
-def test_kills_of_the_gateway_are_ridden_out(launch: Launcher, tmp_path: Path) -> None:
-    """The same port again: what a client sees of a crash. Submits and polls go on too."""
+def test_kills_and_drains_of_the_gateway_are_ridden_out(launch: Launcher, tmp_path: Path) -> None:
+    """The same port again: what a client sees of a crash, and of a redeployment."""
     until, subject = tmp_path / "enough", "killed"
     redis = launch.redis()
     gateway = launch.gateway(redis.url)
@@ -146,9 +146,9 @@ def test_kills_of_the_gateway_are_ridden_out(launch: Launcher, tmp_path: Path) -
     readers = Readers(gateway.url, subject)
     try:
         reads = readers.start([(f"through kills {n}", body) for n in range(8)])
-        for _ in range(scaled(20)):
+        for n in range(scaled(20)):
             wait_for(partial(all_running, gateway.url, subject, 8))
-            gateway.signal(signal.SIGKILL)
+            gateway.signal(signal.SIGTERM if n % 2 else signal.SIGKILL)
             gateway.wait()
             gateway = launch.gateway(redis.url, port=gateway.port)
         until.touch()

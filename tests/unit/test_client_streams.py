@@ -197,6 +197,7 @@ def test_a_redirect_does_not_get_the_token(kind: type[AnyClient]) -> None:
     with Stub([NO_CONTENT]) as elsewhere, pytest.raises(ApiError) as refused:
         read(kind, [b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: %b\r\n\r\n" % elsewhere.url.encode()])
     assert refused.value.code == "http_302"
+    assert f"leads to {elsewhere.url}" in str(refused.value)
     assert elsewhere.requests == []
 
 
