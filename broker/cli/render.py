@@ -22,6 +22,7 @@ from broker.events import (
     Progress,
     Reasoning,
     Sources,
+    Start,
     Token,
     ToolCall,
     ToolResult,
@@ -62,9 +63,9 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """The last line, but while text is written. Another one takes its place; without `percent` it is gone."""
+    """The last line, but while text is written. Another one takes its place; with neither of the two it is gone."""
 
-    percent: float | None
+    percent: float | None = None
     message: str = ""
 
 
@@ -97,6 +98,8 @@ class Transcript:
 
     def _pieces(self, event_id: EventId, event: Event, now: float) -> Iterator[Piece]:
         match event:
+            case Start():
+                yield Bar(message="waiting for a worker…")
             case Token() | Reasoning():
                 yield from self._text(event)
             case Message():
@@ -158,7 +161,9 @@ class Transcript:
         if self._sources is not None and self._sources[0] > resume_from:
             self._sources = None
         closing, self._attempt = event.attempt <= self._attempt, event.attempt
-        if event.reason == "cursor_lost":
+        if event.reason == "started":
+            yield Bar(message="running…")
+        elif event.reason == "cursor_lost":
             self._after = START
             yield from self._notice("the broker has lost what came before: the run is shown from its beginning")
         elif event.reason not in WHY:
@@ -170,7 +175,7 @@ class Transcript:
 
     def _voided(self, event: Attempt, resume_from: EventId, void: list[tuple[EventId, str]]) -> Iterator[Piece]:
         """What was printed cannot be taken back: it is said what is void, and the answer is printed anew."""
-        yield Bar(percent=None)
+        yield Bar()
         what = f"attempt {event.attempt}: {WHY[event.reason]}; what came after {resume_from} is void"
         if resume_from < self._after:
             # What survives was printed by another command, and that this one has begun later does not show it again.
@@ -188,7 +193,7 @@ class Transcript:
         self._section = ""
 
     def _final(self, event: Final) -> Iterator[Piece]:
-        yield Bar(percent=None)
+        yield Bar()
         yield from self._table()
         if event.answer is not None and not self._has_shown(event.answer):
             if self.answer:
@@ -208,7 +213,7 @@ class Transcript:
         return shown == whole if self._after == START else " ".join(whole).endswith(" ".join(shown))
 
     def _end(self, line: Text) -> Iterator[Piece]:
-        yield Bar(percent=None)
+        yield Bar()
         yield from self._table()
         if self._section:
             yield Gap()

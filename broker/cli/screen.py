@@ -67,7 +67,7 @@ class Screen:
                         self._write("\n")
                     self._in_text = True
                 case Bar():
-                    self._bar = piece if piece.percent is not None else None
+                    self._bar = piece if piece != Bar() else None
                     self._hide_bar()
         self._show_bar()
 
@@ -116,22 +116,18 @@ class Screen:
 
 
 class BarLine:
-    """`━━━━────  40 %  message`, one column less than the terminal has: no terminal wraps that."""
+    """`━━━━────  40 % message`, one column less than the terminal has: no terminal wraps that."""
 
     def __init__(self, bar: Bar) -> None:
-        self._percent = min(max(bar.percent or 0.0, 0.0), 100.0)
-        self._message = bar.message
+        self._bar = bar
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width - 1
-        cells = min(BAR_CELLS, width // 3)
-        done = round(cells * self._percent / 100)
-        line = Text.assemble(
-            ("━" * done, "green"),
-            ("─" * (cells - done), "dim"),
-            f" {self._percent:3.0f} % ",
-            (self._message, "dim"),
-            end="",
-        )
+        line = Text(end="")
+        if self._bar.percent is not None:
+            cells = min(BAR_CELLS, width // 3)
+            done = round(cells * self._bar.percent / 100)
+            line.append("━" * done, "green").append("─" * (cells - done), "dim").append(f" {self._bar.percent:3.0f} % ")
+        line.append(self._bar.message, "dim")
         line.truncate(width, overflow="ellipsis")
         yield line

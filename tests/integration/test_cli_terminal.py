@@ -108,8 +108,21 @@ def test_progress_is_a_bar_that_vanishes(broker: Open, play: Play) -> None:
     play.open(2)
     assert terminal.wait() == 0
     assert "%" not in terminal.text
-    assert len(terminal.erased) == 2
+    assert len([line for line in terminal.erased if "%" in line]) == 2
     assert terminal.text.splitlines()[0] == "found"
+
+
+def test_without_a_worker_it_says_that_it_waits_for_one(launch: Launcher, open_terminal: Open, play: Play) -> None:
+    redis = launch.redis()
+    gateway = launch.gateway(redis.url)
+    play.gate().then("token", text="done")
+    terminal = open_terminal(gateway.url, token(), "ask", "x", *play.options)
+    terminal.shows("waiting for a worker…")
+    launch.worker(redis.url)
+    terminal.shows("running…")
+    play.open(1)
+    assert terminal.wait() == 0
+    assert terminal.text.splitlines()[0] == "done"
 
 
 def test_everything_that_an_agent_says_has_its_place(broker: Open, play: Play) -> None:

@@ -178,6 +178,12 @@ def test_progress_is_a_bar_that_vanishes() -> None:
     assert re.fullmatch(r"━{12}─{12}  50 %", second.rstrip())
 
 
+def test_until_there_is_something_to_show_it_says_what_it_waits_for() -> None:
+    display = shown(pieces([START, FIRST, Message(text="above"), *tokens("done")]))
+    assert [line.rstrip() for line in display.erased] == ["waiting for a worker…", "running…", "running…"]
+    assert display.lines == ["above", "", "done"]
+
+
 def test_the_bar_stays_below_what_is_printed_above_it() -> None:
     display = shown(pieces([Progress(percent=25, message="Searching"), Message(text="found something")]))
     assert display.lines == ["found something"]
@@ -311,7 +317,7 @@ def test_messages_are_lines_beside_the_answer() -> None:
 
 
 def test_the_agents_own_data_and_unknown_events_are_not_shown() -> None:
-    assert pieces([START, Data(name="x", value=1), Unknown(name="new", data={"a": 1})]) == []
+    assert pieces([Data(name="x", value=1), Unknown(name="new", data={"a": 1})]) == []
 
 
 # -- attempts ----------------------------------------------------------------------------------------------------------
