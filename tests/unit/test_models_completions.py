@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,13 @@ def test_usage_may_have_holes() -> None:
     assert end(pieces).usage == Usage(prompt=10)
 
 
+@pytest.mark.parametrize("told", ["lots", [1], {"prompt_tokens": "many", "completion_tokens_details": [2]}])
+@pytest.mark.parametrize("count", [-5, float("nan"), float("inf"), 1e300])
+def test_usage_that_is_nonsense_costs_no_answer(told: Any, count: float) -> None:
+    usage = told | {"completion_tokens": count} if isinstance(told, dict) else told
+    assert end(read(chunk(content="a"), chunk("stop") | {"usage": usage})).usage == Usage()
+
+
 def test_unknown_fields_and_empty_choices_are_passed_over() -> None:
     pieces = read(
         {"choices": [], "prompt_filter_results": []},
@@ -176,6 +184,13 @@ def test_an_id_that_an_earlier_answer_had_is_replaced() -> None:
     pieces = read(chunk(tool_calls=[call(id="call_0", name="f")]), chunk("stop"), taken=frozenset({"call_0"}))
     [(id, _, _)] = calls(pieces)
     assert id not in ("", "call_0")
+
+
+@pytest.mark.parametrize("id", [7, "\ud800", "a\nb", "x" * 70_000, ["a"]])
+def test_an_id_that_could_not_be_sent_back_is_replaced(id: Any) -> None:
+    pieces = read(chunk(tool_calls=[call(id=id, name="f")]), chunk("stop"))
+    [(sent, _, _)] = calls(pieces)
+    assert re.fullmatch(r"[\w\[\]']{1,64}", sent, re.ASCII)
 
 
 @pytest.mark.parametrize("reason", ["length", "max_tokens"])

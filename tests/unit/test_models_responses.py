@@ -118,6 +118,11 @@ def test_a_server_that_tells_no_usage() -> None:
     assert end(read(delta("a"), ended(usage=None))).usage is None
 
 
+@pytest.mark.parametrize("told", ["lots", [1], {"input_tokens": "many"}, {"output_tokens": float("inf")}])
+def test_usage_that_is_nonsense_costs_no_answer(told: Any) -> None:
+    assert end(read(delta("a"), ended(usage=told))).usage == Usage()
+
+
 def test_calls_come_in_pieces_or_whole() -> None:
     whole = item(1, call_id="b", name="time", arguments="{}")
     pieces = read(

@@ -6,6 +6,7 @@ or stands in the text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,9 @@ PATH = "/chat/completions"
 
 _FILTERED = frozenset({"content_filter", "safety"})
 _CUT = frozenset({"length", "max_tokens", "model_length"})
+_ID = re.compile(r"[!-~]{1,256}")
+_MOST_TOKENS = 2**53
+"""Above it is no count, nor a number that JavaScript has."""
 
 
 def request(
@@ -89,7 +93,7 @@ class Reader:
             self._refusal += delta.get("refusal") or ""
             for part in delta.get("tool_calls") or ():
                 self._call(part)
-            self._reason = choice.get("finish_reason") or self._reason
+            self._reason = text_of(choice.get("finish_reason") or self._reason)
 
     def end(self) -> Iterator[Piece]:
         """What the end of the stream brings: the calls, and the End."""
@@ -116,9 +120,7 @@ class Reader:
         if thought and isinstance(thought, str):
             yield Thought(text=thought)
         if text := delta.get("content"):
-            if not isinstance(text, str):
-                raise TypeError("content is not text")
-            yield from self._told(self._thinking.feed(text))
+            yield from self._told(self._thinking.feed(text_of(text)))
 
     def _told(self, pieces: Iterator[Text | Thought]) -> Iterator[Piece]:
         for piece in pieces:
@@ -127,8 +129,8 @@ class Reader:
 
     def _call(self, part: dict[str, Any]) -> None:
         """A call, or more of one: known by its index, else by its id, else it is the last one, unless it has a name."""
-        index, id, function = part.get("index"), part.get("id") or "", part.get("function") or {}
-        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        index, id, function = part.get("index"), str(part.get("id") or ""), part.get("function") or {}
+        name, arguments = text_of(function.get("name") or ""), function.get("arguments") or ""
         call = self._known(index, id, name)
         if call is None or (id and call.id and id != call.id):
             call = _Open()
@@ -148,18 +150,31 @@ class Reader:
 
 
 def free_id(id: str, taken: set[str]) -> str:
-    """The id, or another one where there is none or it is taken; it is taken from now on."""
-    if not id or id in taken:
+    """The id, or another one where it is taken or is none that could be sent back; it is taken from now on."""
+    if not _ID.fullmatch(id) or id in taken:
         id = f"call_{uuid4().hex}"
     taken.add(id)
     return id
 
 
-def _usage(told: dict[str, Any]) -> Usage:
-    prompt, completion = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
+def text_of(value: Any) -> str:
+    """Raises TypeError for what is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text must be")
+    return value
+
+
+def tokens_of(told: Any, *path: str) -> int:
+    """A number of a usage; 0 where there is none. An answer is not lost because the server counts nonsense."""
+    for name in path:
+        told = told.get(name) if isinstance(told, dict) else None
+    return int(told) if isinstance(told, (int, float)) and 0 <= told < _MOST_TOKENS else 0
+
+
+def _usage(told: Any) -> Usage:
     return Usage(
-        prompt=int(told.get("prompt_tokens") or 0),
-        completion=int(told.get("completion_tokens") or 0),
-        cached=int(prompt.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0),
-        reasoning=int(completion.get("reasoning_tokens") or 0),
+        prompt=tokens_of(told, "prompt_tokens"),
+        completion=tokens_of(told, "completion_tokens"),
+        cached=tokens_of(told, "prompt_tokens_details", "cached_tokens") or tokens_of(told, "prompt_cache_hit_tokens"),
+        reasoning=tokens_of(told, "completion_tokens_details", "reasoning_tokens"),
     )

@@ -88,7 +88,7 @@ def of_status(status: int, body: Any, headers: Mapping[str, str], *, model: str)
 def of_object(error: Any, *, model: str) -> Failed:
     """An error inside a stream, which has no status, or only one in its `code`."""
     code, words = _code(error), words_of(error)
-    if code.isdigit() and 400 <= int(code) <= 599:
+    if re.fullmatch("[45][0-9][0-9]", code):
         return of_status(int(code), error, {}, model=model)
     if _is_too_long(code, _type(error), words):
         return _too_long(words)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from worker.models import failures
-from worker.models.completions import free_id
+from worker.models.completions import free_id, text_of, tokens_of
 from worker.models.model import Call, End, Message, Options, Piece, Text, Thought, ToolSpec, Usage
 
 PATH = "/responses"
@@ -86,10 +86,10 @@ class Reader:
         if kind == "response.output_text.delta":
             if event["delta"]:
                 self._has_text = True
-                yield Text(text=event["delta"])
+                yield Text(text=text_of(event["delta"]))
         elif kind in _THOUGHTS:
             if event["delta"]:
-                yield Thought(text=event["delta"])
+                yield Thought(text=text_of(event["delta"]))
         elif kind == "response.reasoning_summary_part.added":
             if event["summary_index"]:
                 yield Thought(text="\n\n")
@@ -128,8 +128,8 @@ class Reader:
             raise failures.empty(reason)
         for index, item in sorted(self._calls.items()):
             arguments = item.get("arguments") or self._arguments.get(index) or "{}"
-            id = free_id(item.get("call_id") or item.get("id") or "", self._taken)
-            yield Call(id=id, name=item["name"], arguments=arguments)
+            id = free_id(str(item.get("call_id") or item.get("id") or ""), self._taken)
+            yield Call(id=id, name=text_of(item["name"]), arguments=text_of(arguments))
         yield End(reason=reason, usage=_usage(response.get("usage")))
 
     def _untold(self, response: dict[str, Any]) -> Iterator[Piece]:
@@ -142,16 +142,15 @@ class Reader:
             for part in parts:
                 if part["type"] == "output_text" and part["text"]:
                     self._has_text = True
-                    yield Text(text=part["text"])
+                    yield Text(text=text_of(part["text"]))
 
 
-def _usage(told: dict[str, Any] | None) -> Usage | None:
+def _usage(told: Any) -> Usage | None:
     if not told:
         return None
-    given, made = told.get("input_tokens_details") or {}, told.get("output_tokens_details") or {}
     return Usage(
-        prompt=int(told.get("input_tokens") or 0),
-        completion=int(told.get("output_tokens") or 0),
-        cached=int(given.get("cached_tokens") or 0),
-        reasoning=int(made.get("reasoning_tokens") or 0),
+        prompt=tokens_of(told, "input_tokens"),
+        completion=tokens_of(told, "output_tokens"),
+        cached=tokens_of(told, "input_tokens_details", "cached_tokens"),
+        reasoning=tokens_of(told, "output_tokens_details", "reasoning_tokens"),
     )
