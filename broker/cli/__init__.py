@@ -63,6 +63,7 @@ for command in (
 def main() -> None:
     """Errors are one line, without a traceback. Exit codes: 0, 1 for an error, 2 for wrong usage; others are in the
     help of their command."""
+    _open_what_is_closed()
     if os.environ.get("BROKER_DEBUG"):
         cli()
     try:
@@ -79,6 +80,13 @@ def main() -> None:
     except BrokerError as error:
         click.echo(f"broker: {one_line(str(error))}", err=True)
         sys.exit(1)
+
+
+def _open_what_is_closed() -> None:
+    """A standard stream that the caller has closed (`<&-`) is None in Python."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _give_up_output() -> None:

@@ -184,6 +184,15 @@ def test_without_utf_8_the_answer_has_what_the_encoding_has(user: User) -> None:
     assert (process.returncode, out, err) == (0, b"? ? a~\n", b"")
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_standard_stream_may_be_closed(user: User, closed: str) -> None:
+    command = [sys.executable, "-m", "broker", "ask", "hello"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+    done = subprocess.run(shell, env=user.environment, capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == (b"" if "1>&-" in closed else b"hello\n")
+
+
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
