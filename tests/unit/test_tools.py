@@ -314,6 +314,17 @@ async def test_a_tool_that_raises_goes_back_to_the_model(
     assert "Traceback" not in error
 
 
+async def test_an_exception_that_cannot_be_written_goes_back_by_its_name() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    async def fails() -> None:
+        raise Mute
+
+    assert await call(fails) == {"error": "Mute"}
+
+
 async def test_a_tool_that_takes_too_long_goes_back_to_the_model() -> None:
     closed = []
 

@@ -56,7 +56,7 @@ class Tools:
             return failure(f"The tool did not answer within {tool.timeout:g} seconds.")
         except Exception as error:
             logger.exception("a tool failed", extra={"request_id": run.request_id, "tool": tool.name})
-            return failure(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            return failure(_told(error))
 
     async def _finish(self, tool: Tool, arguments: dict[str, Any], run: Run) -> object:
         """What the tool returned. Raises what it raised, or _TimedOut."""
@@ -82,6 +82,15 @@ class Tools:
             raise
         except BaseException as error:  # asyncio would end the worker by a SystemExit of a task
             raise RuntimeError(f"the tool raised {type(error).__name__}") from error
+
+
+def _told(error: Exception) -> str:
+    """The exception for the model: its type and its message, where it has one that can be read."""
+    try:
+        message = str(error)
+    except Exception:  # its own __str__ fails too
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class _TimedOut(Exception):
