@@ -81,7 +81,13 @@ def test_a_run_may_choose_among_the_models_of_the_settings(models: str, given: s
 
 @pytest.mark.parametrize(
     ("models", "given", "said"),
-    [("", "x", "model must be one of m$"), ("x,y", "z", "one of m, x, y$"), ("x", 5, "one of m, x"), ("*", "", "any")],
+    [
+        ("", "x", "model must be one of m$"),
+        ("x,y", "z", "one of m, x, y$"),
+        ("x", 5, "one of m, x"),
+        ("*", "", "a model's name"),
+        ("*", "x" * 201, "of at most 200 characters"),
+    ],
 )
 def test_another_model_is_refused_and_the_allowed_ones_are_told(models: str, given: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -10,6 +10,8 @@ from worker.models import responses
 from worker.models.model import ModelError
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+MOST_MODEL_CHARS = 200
+"""It is told again in the usage and in errors, for which an event has little room."""
 MOST_STOPS = 4
 MOST_STOP_CHARS = 200
 
@@ -38,10 +40,11 @@ def allowed_parameters(given: Mapping[str, Any], settings: Settings) -> tuple[st
 def _model(given: Any, default: str, others: tuple[str, ...]) -> str:
     if given is None or given == default:
         return default
-    if isinstance(given, str) and given and (given in others or "*" in others):
+    if isinstance(given, str) and given and (given in others or ("*" in others and len(given) <= MOST_MODEL_CHARS)):
         return given
-    allowed = "any model's name" if "*" in others else "one of " + ", ".join(dict.fromkeys([default, *others]))
-    raise BadParameter(f"model must be {allowed}")
+    if "*" in others:
+        raise BadParameter(f"model must be a model's name of at most {MOST_MODEL_CHARS} characters")
+    raise BadParameter(f"model must be one of {', '.join(dict.fromkeys([default, *others]))}")
 
 
 def _number(low: float, high: float) -> Callable[[str, Any], float]:
