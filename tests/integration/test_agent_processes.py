@@ -292,5 +292,5 @@ def test_a_drain_hands_over_at_the_checkpoints_what_does_not_end(
 
 def test_a_worker_whose_processes_cannot_load_the_agents_does_not_start(stage: Stage) -> None:
     agents = {"agents": "mine=no_such_module:agent", "default_agent": "mine"}
-    done = broker("worker", redis_url=stage.redis.url, agent_processes=2, **agents)
+    done = broker("worker", redis_url=stage.redis.url, agent_processes=1, **agents)
     assert "BROKER_AGENTS: mine: importing no_such_module failed" in check_one_line(done)
