@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from broker.client.backoff import Backoff
 from broker.client.errors import Unreachable, error_of, not_a_broker
@@ -79,7 +79,7 @@ def submit(
     }
     try:
         content = dumps({name: value for name, value in fields.items() if value is not None}).encode("ascii")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"This cannot be sent as JSON: {error}") from None
     headers = {"Content-Type": "application/json"}
     if idempotency_key is not None:
@@ -150,7 +150,7 @@ def run_path(request_id: str) -> str:
 def _model(model: type[M], answer: Answer, **more: Any) -> M:
     try:
         return model.model_validate(json.loads(answer.body) | more)
-    except (ValueError, TypeError, ValidationError):
+    except (ValueError, TypeError, RecursionError):
         raise not_a_broker(answer.status, f"no {model.__name__} of a broker") from None
 
 

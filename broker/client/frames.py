@@ -13,6 +13,7 @@ from typing import NamedTuple
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """More than any event of a broker: what does not end before is no event stream."""
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_MS = re.compile(r"[0-9]{1,9}")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -84,7 +85,7 @@ class Frames:
             self._type = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and _MS.fullmatch(value):
             self.retry_ms = int(value)
         elif name == "":
             self.comments += 1

@@ -119,7 +119,16 @@ def test_a_submit_sends_what_was_given_and_nothing_else() -> None:
     assert call.headers == {"Content-Type": "application/json", "Idempotency-Key": "k"}
 
 
-@pytest.mark.parametrize("fields", [{"parameters": {"x": math.nan}}, {"metadata": {"x": object()}}])
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "fields", [{"parameters": {"x": math.nan}}, {"metadata": {"x": object()}}, {"parameters": nested(100_000)}]
+)
 def test_what_json_cannot_carry_is_refused_before_it_is_sent(fields: dict[str, Any]) -> None:
     with pytest.raises(Invalid, match="JSON"):
         submit(**fields)
@@ -205,7 +214,7 @@ def test_a_run_is_typed_and_has_no_more_than_this_version_knows() -> None:
     assert ended.error is not None and (ended.error.code, ended.error.message) == ("x", "y")
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b'{"request_id": 1}', b"", b"\xff"])
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b'{"request_id": 1}', b"", b"\xff", b"[" * 200_000])
 def test_a_success_that_is_no_run_is_not_a_broker(body: bytes) -> None:
     with pytest.raises(ApiError, match="URL of a broker") as refused:
         calls.poll(RID).read(Answer(200, {}, body))

@@ -53,6 +53,11 @@ def test_frames_are_those_of_the_strict_model(body: bytes, marked: bool, places:
             assert event.id == last
 
 
+@pytest.mark.parametrize("digits", [10, 400, 5000])
+def test_a_retry_that_is_no_time_to_wait_is_passed_over(digits: int) -> None:
+    assert read(b"retry: 7\nretry: " + b"9" * digits + b"\n") == ([], 7)
+
+
 def test_a_frame_has_no_id_but_its_own() -> None:
     assert read(b"id: 1-1\ndata: a\n\ndata: b\n\n")[0] == [Frame("1-1", "message", "a"), Frame(None, "message", "b")]
 
