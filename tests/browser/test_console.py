@@ -356,7 +356,7 @@ def test_a_problem_is_shown_with_its_title_and_detail(page: Page) -> None:
     page.click("#form button")
     page.until("document.querySelector('#refusal').checkVisibility()")
     assert page.text("#refusal strong").endswith("(422)")
-    assert "Unknown agent; this service has: research, echo" in page.text("#refusal")
+    assert "Unknown agent; this service has: research, chat, echo" in page.text("#refusal")
 
 
 @pytest.mark.parametrize("parameters", ["{", "[1]", "null", "3"])
