@@ -22,6 +22,7 @@ from tests.kit.scale import LONG
 CORPUS = Path(__file__).parents[1] / "corpus"
 SYSTEM = "You are a test."
 ROUNDS = 4
+VARIANTS: list[dict[str, Any]] = [{}, {"agent_processes": 2}, {"model_api": "completions"}] if LONG else [{}]
 
 
 @dataclass
@@ -36,9 +37,8 @@ class Stage:
         return self.stub.journal(query)
 
 
-@pytest.fixture(scope="module", params=[0, 2] if LONG else [0])
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The agent in the worker, and in processes of its own."""
     launcher = Launcher(tmp_path_factory.mktemp("chat"))
     try:
         with ModelStub() as stub, pytest.MonkeyPatch.context() as patched:
@@ -56,7 +56,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 system_prompt=SYSTEM,
                 history_tokens=200,
                 model_stall_seconds=1,
-                agent_processes=request.param,
+                **request.param,
             )
             with Client(gateway.url) as client:
                 yield Stage(stub, worker, client, gateway.url)

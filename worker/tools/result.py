@@ -55,7 +55,7 @@ def failure(message: str) -> Result:
 
 def cut(text: str, limit: int = MAX_RESULT_BYTES) -> str:
     """The text, if it is within the limit as JSON, else its beginning and a line that says so."""
-    if len(dumps(text)) <= limit:
+    if len(text) <= limit and len(dumps(text)) <= limit:
         return text
     note = f"\n[cut: these are the first {{}} of {len(text)} characters]"
     room = limit - len(note) - 24
