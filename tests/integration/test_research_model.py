@@ -175,6 +175,26 @@ async def test_a_checkpoint_has_room_for_what_was_found_in_any_script(
     assert 1 < len(states[0]["candidates"]) < 20
 
 
+@pytest.mark.parametrize("model", [None, False])
+async def test_events_have_room_for_the_most_sources_in_any_script(
+    over: Callable[[Path | None], Agent], tmp_path: Path, model: bool | None
+) -> None:
+    tea, water = "茶" * 20, "水" * 20  # six bytes for each letter, and few blanks
+    for number in range(30):
+        heading = f"# {number}{tea * 10}\n\n## {water * 10}"
+        (tmp_path / f"{'long' * 50}{number}.md").write_text(f"{heading}\n\n" + f"{tea} {number} {water} " * 14)
+    cited = " ".join(f"{tea} {water} [{number}]." for number in range(1, 21))
+    query = f'{tea} {water} [[say@plan=["{tea} {water}"] ]] [[say@screen=All.]] [[say@cite={cited}]]'
+    query = query if model is None else f"{tea} {water}"
+    steps = await steps_of(over(tmp_path), query, max_sources=20, model=model)
+    assert all(len(step.json_data()) <= 64 * 1024 for step in steps if isinstance(step, Event))
+    (_, found), (_, screened), (_, analyzed) = stages(steps)
+    assert found == 20
+    assert screened == 20
+    if model is None:
+        assert analyzed == len(final(steps).citations) == 20
+
+
 @pytest.mark.parametrize("stage", ["plan", "screen", "cite"])
 async def test_a_failing_model_ends_the_run_with_its_code(agent: Agent, stage: str) -> None:
     steps = await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[fail@{stage}=context]]")

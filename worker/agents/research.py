@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker.events import Error, Event, Final, Message, Progress, Sources, Token
+from broker.events import Error, Event, Final, Message, Progress, Token
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.documents import Found, Hit
 from worker.agents.ranking import Quote, Source, quotes, screen
-from worker.agents.researcher import EXCERPT_CHARS, NO_DOCUMENTS, NOTHING_FOUND, Researcher, Wanted
+from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND, Researcher, Wanted
 from worker.agents.search import search
-from worker.agents.text import shorten
+from worker.agents.stages import Place, stage
 from worker.models import open_model
 from worker.models.parameters import BadParameter, allowed_parameters
 
@@ -117,13 +117,13 @@ def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
             yield Message(text="Searching the documents.")
             yield Progress(percent=5, message="Searching")
             found = await search(folder, run.query)
-            yield _discovered(found.hits)
+            yield stage("discovered", [_place(hit, hit.score) for hit in found.hits])
             yield Progress(percent=40, message="Screening what was found")
             sources = await asyncio.to_thread(screen, found, parameters.max_sources)
-            yield _stage("screened", sources)
+            yield stage("screened", _places(sources))
             yield Progress(percent=60, message="Analyzing the best sources")
             chosen = await asyncio.to_thread(quotes, found, sources)
-            yield _stage("analyzed", list({id(quote.source): quote.source for quote in chosen}.values()))
+            yield stage("analyzed", _places({id(quote.source): quote.source for quote in chosen}.values()))
             plan = _plan(found, chosen)
             if not plan.citations:
                 yield Message(text=plan.answer)
@@ -190,26 +190,13 @@ def _citation(number: int, quote: Quote) -> Citation:
     )
 
 
-def _discovered(hits: tuple[Hit, ...]) -> Sources:
-    return Sources(stage="discovered", count=len(hits), items=[_item(hit, hit.score) for hit in hits])
+def _places(sources: Iterable[Source]) -> list[Place]:
+    return [_place(source.hit, source.score, source.hit.passage.text) for source in sources]
 
 
-def _stage(stage: Literal["screened", "analyzed"], sources: list[Source]) -> Sources:
-    items = [
-        _item(source.hit, source.score) | {"passage": shorten(source.hit.passage.text, EXCERPT_CHARS)}
-        for source in sources
-    ]
-    return Sources(stage=stage, count=len(items), items=items)
-
-
-def _item(hit: Hit, score: float) -> dict[str, Any]:
-    return {
-        "title": hit.passage.title,
-        "heading": hit.passage.heading,
-        "path": hit.path,
-        "line": hit.passage.line,
-        "score": round(score, 3),
-    }
+def _place(hit: Hit, score: float, text: str = "") -> Place:
+    passage = hit.passage
+    return Place(title=passage.title, heading=passage.heading, path=hit.path, line=passage.line, score=score, text=text)
 
 
 def _pace(value: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker.events import Error, Event, Final, Message, Progress, Reasoning, Sources, Token, dumps
+from broker.events import Error, Event, Final, Message, Progress, Reasoning, Token, dumps
 from worker.agent import Checkpoint, Run
 from worker.agents import briefs
 from worker.agents.citing import Citer, Claims
@@ -19,19 +19,22 @@ from worker.agents.documents import Found
 from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
 from worker.agents.ranking import Source, screen
-from worker.agents.text import shorten
+from worker.agents.stages import Place, stage
 from worker.models.model import End, Model, ModelError, Options, Text, Thought, Usage
 from worker.models.model import Message as Said
 
 CANDIDATES = 20
-EXCERPT_CHARS = 300
 MAX_STATE_BYTES = 60_000
 """A checkpoint may have a little more."""
+MAX_CITED_BYTES = 40_000
+"""Of the sentences of all citations, which one event has to carry."""
 
 NO_DOCUMENTS = "There are no documents to search, so there is no answer."
 NOTHING_FOUND = "Nothing in the documents answers this question."
 
 Step = Event | Checkpoint
+_CHARACTER_BYTES = 12
+"""The most that one needs in ASCII JSON."""
 _USAGE = ("prompt", "completion", "cached", "reasoning")
 
 
@@ -58,10 +61,6 @@ class Candidate(BaseModel):
         )
 
     @property
-    def place(self) -> tuple[str, int]:
-        return self.path, self.sentences[0][0]
-
-    @property
     def text(self) -> str:
         return " ".join(text for _, text in self.sentences)
 
@@ -69,12 +68,9 @@ class Candidate(BaseModel):
     def around(self) -> str:
         return f"{self.title} › {self.heading}" if self.heading else self.title
 
-    @property
-    def item(self) -> dict[str, Any]:
-        """As `sources` tells it."""
-        path, line = self.place
-        told = {"title": self.title, "heading": self.heading, "path": path, "line": line, "score": self.score}
-        return told | {"passage": shorten(self.text, EXCERPT_CHARS)}
+    def shown(self, text: str = "") -> Place:
+        line = self.sentences[0][0]
+        return Place(title=self.title, heading=self.heading, path=self.path, line=line, score=self.score, text=text)
 
 
 class State(BaseModel):
@@ -158,14 +154,14 @@ class Researcher:
         yield Message(text="Searching the documents for: " + "; ".join(queries))
         yield Progress(percent=20, message="Searching")
         found = [await self._search(query) for query in queries]
-        best: dict[tuple[str, int], Candidate] = {}
+        best: dict[tuple[str, tuple[tuple[int, str], ...]], Candidate] = {}
         for source in (source for one in found for source in screen(one, CANDIDATES)):
             candidate = Candidate.of(source)
-            known = best.get(candidate.place)
-            if known is None or known.score < candidate.score:
-                best[candidate.place] = candidate
+            passage = (candidate.path, candidate.sentences)
+            if passage not in best or best[passage].score < candidate.score:
+                best[passage] = candidate
         candidates = sorted(best.values(), key=lambda candidate: -candidate.score)[:CANDIDATES]
-        yield _sources("discovered", candidates)
+        yield stage("discovered", [candidate.shown() for candidate in candidates])
         yield State(
             stage="found",
             candidates=tuple(candidates),
@@ -184,10 +180,10 @@ class Researcher:
                     yield event
             numbers = briefs.numbers_in(self._heard, len(kept))
             kept = kept if numbers is None else [kept[number - 1] for number in numbers]
-        yield _sources("screened", kept)
+        yield stage("screened", [candidate.shown(candidate.text) for candidate in kept])
         kept = kept[: self._wanted.max_sources]
         yield Progress(percent=60, message="Reading the best sources")
-        yield _sources("analyzed", kept)
+        yield stage("analyzed", [candidate.shown(candidate.text) for candidate in kept])
         yield state.model_copy(update={"stage": "screened", "candidates": tuple(kept), "usage": self._used})
 
     async def _answer(self, state: State) -> AsyncGenerator[Event, None]:
@@ -262,12 +258,9 @@ class Researcher:
         }
 
 
-def _sources(stage: Literal["discovered", "screened", "analyzed"], candidates: Sequence[Candidate]) -> Sources:
-    return Sources(stage=stage, count=len(candidates), items=[candidate.item for candidate in candidates])
-
-
 def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """For each passage that is cited, its sentence that is closest to the claim; its numbers are the answer's."""
+    most = MAX_CITED_BYTES // (_CHARACTER_BYTES * max(len(citer.cited), 1))
     citations = []
     for number, claim in sorted(citer.cited.items()):
         candidate = candidates[number - 1]
@@ -279,7 +272,7 @@ def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, 
                 "title": candidate.title,
                 "path": candidate.path,
                 "line": line,
-                "sentence": sentence,
+                "sentence": sentence if sentence.isascii() else sentence[:most],
                 "score": round(score, 3),
             }
         )
