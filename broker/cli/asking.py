@@ -50,6 +50,7 @@ def ask(
     standard output is no terminal, it gets the answer alone, when the run has ended.
     """
     from broker.cli.follow import DETACHED, follow, say
+    from broker.events import dumps
 
     text = _query(query)
     try:
@@ -60,14 +61,14 @@ def ask(
         say("Interrupted before the broker answered; it may have the query: broker runs")
         sys.exit(DETACHED)
     if detach:
-        click.echo(accepted.model_dump_json() if as_json else accepted.request_id)
+        click.echo(dumps(accepted.model_dump()) if as_json else accepted.request_id)
         if sys.stdout.isatty():
             say(f"Watch it with: broker tail {accepted.request_id}{url_option()}")
         return
     if after is not None and not accepted.joined:
         say("No run of this query was under way: this is a new one, from its beginning.")
         after = None
-    sys.exit(follow(client, accepted.request_id, after=after, as_json=as_json))
+    sys.exit(follow(client, accepted.request_id, after=after, as_json=as_json, is_known=False))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -82,7 +83,7 @@ def tail(client: Client, request_id: str, after: EventId | None, as_json: bool) 
     """
     from broker.cli.follow import follow
 
-    sys.exit(follow(client, request_id, after=after, as_json=as_json))
+    sys.exit(follow(client, request_id, after=after, as_json=as_json, is_known=True))
 
 
 def _query(given: str | None) -> str:

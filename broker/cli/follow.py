@@ -14,7 +14,7 @@ from broker.cli.render import Transcript
 from broker.cli.screen import Screen
 from broker.cli.text import harmless, make_legible, one_line
 from broker.client import Client, Run
-from broker.errors import BrokerError
+from broker.errors import BrokerError, RunNotFound
 from broker.events import dumps
 from broker.ids import EventId
 
@@ -37,8 +37,11 @@ class Place:
         return f"broker tail {self.request_id}{after}{url_option()}"
 
 
-def follow(client: Client, request_id: str, *, after: EventId | None, as_json: bool) -> int:
-    """Returns the exit code. Raises BrokerError where the run cannot be followed any more; how to come back is said."""
+def follow(client: Client, request_id: str, *, after: EventId | None, as_json: bool, is_known: bool) -> int:
+    """Returns the exit code. Raises BrokerError where the run cannot be followed any more.
+
+    How to come back is said, unless the run is gone, or the user knows the run (`is_known`) and has seen nothing new.
+    """
     place = Place(request_id=request_id, after=after)
     with Interrupts() as interrupts:
         try:
@@ -50,8 +53,11 @@ def follow(client: Client, request_id: str, *, after: EventId | None, as_json: b
                 status = _print_answer(client, place)
         except KeyboardInterrupt:
             return _detach(client, place)
+        except RunNotFound:
+            raise
         except BrokerError:
-            say(f"Come back with: {place.command}")
+            if place.after != after or not is_known:
+                say(f"Come back with: {place.command}")
             raise
     return CODES.get(status, FAILED)
 
@@ -108,7 +114,6 @@ def _print_json(client: Client, place: Place, interrupts: Interrupts) -> str:
 
 def _print_answer(client: Client, place: Place) -> str:
     """The run's answer and nothing else, at its end: until then a later attempt may take back what was there."""
-    place.after = None
     run = client.result(place.request_id)
     make_legible(sys.stdout)
     if run.answer is not None:

@@ -33,8 +33,10 @@ def runs(
     """List runs, newest first."""
     found = client.runs(status=status, session_id=session, subject=subject, limit=limit)
     if as_json:
+        from broker.events import dumps
+
         for run in found:
-            click.echo(run.model_dump_json())
+            click.echo(dumps(run.model_dump(mode="json")))
         return
     from broker.cli.screen import console
     from broker.cli.tables import RunsTable

@@ -410,6 +410,17 @@ def test_what_a_model_wrote_cannot_control_the_terminal_from_show(user: User) ->
     assert "\x9b" not in user.broker("runs").stdout
 
 
+def test_text_that_utf_8_does_not_have_can_be_listed_and_shown(user: User, alice: Client) -> None:
+    body = json.dumps({"query": "x", "metadata": {"b": "\ud800"}})
+    sent = alice.post("/api/v1/query", content=body, headers={"Content-Type": "application/json"})
+    request_id = sent.json()["request_id"]
+    for arguments in (["runs"], ["runs", "--json"], ["show", request_id], ["show", request_id, "--json"]):
+        process = user.start(*arguments)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, b""), arguments
+        assert request_id.encode() in out
+
+
 def test_cancel_stops_each_and_says_what_had_ended(user: User) -> None:
     ended, runs = user.asked("x"), user.asked("x", "--agent", "hangs")
     user.broker("tail", ended)
@@ -487,6 +498,26 @@ def test_a_token_that_is_missing_is_one_line_that_says_how_to_get_one(service: S
     assert "Set BROKER_TOKEN to a token that is valid now; `broker token --sub NAME` prints one" in done.stderr
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_run_that_cannot_be_followed_at_all_is_one_line(service: Service, user: User, options: list[str]) -> None:
+    request_id = user.asked("x", "--agent", "hangs")
+    check_one_line(here("tail", request_id, *options, url=service.gateways[0].url))
+    user.broker("delete", request_id)
+    line = check_one_line(user.broker("tail", request_id, *options))
+    assert line.startswith("broker: There is no such run.")
+
+
+def test_a_run_that_is_erased_meanwhile_is_one_line(user: User) -> None:
+    request_id = user.asked("x", "--agent", "hangs")
+    process = user.start("tail", request_id, "--json")
+    until(process, "waiting")
+    user.broker("delete", request_id)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    [line] = err.decode().splitlines()
+    assert line.startswith(f"broker: Run {request_id} no longer exists")
+
+
 def test_an_agent_that_is_not_there_is_one_line_with_those_that_are(user: User) -> None:
     line = check_one_line(user.broker("ask", "x", "--agent", "nobody"))
     assert line.startswith("broker: agent: Unknown agent; this service has: ")
@@ -534,7 +565,7 @@ def test_a_stream_that_cannot_go_on_says_how_to_come_back(service: Service, subj
     request_id = User(service.gateways[0].url, token(subject)).asked("x", "--agent", "hangs")
     done = user.broker("tail", request_id, "--json")
     assert done.returncode == 1
-    *_, back, error = done.stderr.splitlines()
+    back, error = done.stderr.splitlines()
     assert back.startswith(f"Come back with: broker tail {request_id} --after ")
     assert "BROKER_TOKEN" in error
     User(service.gateways[0].url, token(subject)).broker("cancel", request_id)
