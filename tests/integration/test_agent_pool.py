@@ -100,6 +100,28 @@ async def test_a_new_run_goes_to_a_process_that_is_not_blocked_though_it_has_mor
     await pool.close()
 
 
+async def test_runs_that_begin_as_a_process_is_blocked_are_not_held_up_and_begin_only_once(tmp_path: Path) -> None:
+    """No process is known to be blocked yet, and both are given runs."""
+    pool = Pool(settings(agent_processes=2))
+    agents = await pool.start()
+    until_, release = tmp_path / "until", tmp_path / "release"
+    until_.touch()
+    blocks = begin(agents["blocks"], run(until=str(until_), release=str(release)))
+    await anext(blocks)
+    going_on = asyncio.create_task(anext(blocks))
+    marks = [tmp_path / f"{n}" for n in range(6)]
+    beside = [begin(agents["marks"], run(mark=str(mark))) for mark in marks]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(anext(events) for events in beside))
+    assert not going_on.done()
+    release.touch()
+    await going_on
+    for events in (blocks, *beside):
+        await events.aclose()
+    assert [mark.read_text() for mark in marks] == ["begun"] * 6
+    await pool.close()
+
+
 async def test_a_process_that_a_run_blocks_which_is_over_is_killed_and_another_one_takes_its_place(
     agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -385,3 +385,11 @@ async def babbles(run: Run) -> Events:
         with contextlib.suppress(OSError):
             os.write(fd, b"\0\0\0\1?") if stat.S_ISSOCK(os.fstat(fd).st_mode) else None
     yield Token(text="?")
+
+
+async def marks(run: Run) -> Events:
+    """Leaves a word in a file `mark` for each time that it begins; waits."""
+    with Path(run.parameters["mark"]).open("a") as file:
+        file.write("begun")
+    yield Token(text="begun")
+    await asyncio.Event().wait()

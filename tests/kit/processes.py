@@ -69,6 +69,7 @@ AGENTS = (
     "clutters",
     "where",
     "babbles",
+    "marks",
 )
 
 

@@ -16,12 +16,13 @@ from broker.events import Token
 from broker.settings import Settings
 from worker.agent import Run
 from worker.processes.frames import Decoder, encode
-from worker.processes.messages import Call, Closed, Ended, Execute, Load, Pong, Ready, Result, Saved, Yielded
+from worker.processes.messages import Begun, Call, Closed, Ended, Execute, Load, Pong, Ready, Result, Saved, Yielded
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=50)
 NUMBER = st.integers(0, 2**70)
 UPWARD = st.one_of(
     st.builds(Ready, st.lists(TEXT).map(tuple)),
+    st.builds(Begun, NUMBER),
     st.builds(Yielded, NUMBER, TEXT, TEXT),
     st.builds(Saved, NUMBER, TEXT),
     st.builds(Ended, NUMBER, TEXT, TEXT),

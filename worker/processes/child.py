@@ -29,6 +29,7 @@ from worker.attempt import Driver
 from worker.processes import frames
 from worker.processes.messages import (
     WINDOW,
+    Begun,
     Call,
     Close,
     Closed,
@@ -94,6 +95,7 @@ class Execution:
 
     async def _drive(self, agent: Agent) -> Event:
         current.set(self._work)
+        self._send(Begun(self._number))
         terminal = await self._driver.drive(agent, self._run)
         self._send(Ended(self._number, terminal.type, terminal.json_data()))
         return terminal
@@ -140,10 +142,13 @@ class Execution:
         else:
             answer.set_result(result.value)
 
-    async def close(self) -> None:
-        current.set(self._work)
+    def cancel(self) -> None:
+        """An agent that has not begun never does."""
         self._driver.shut = True
         self._driving.cancel()
+
+    async def close(self) -> None:
+        current.set(self._work)
         await asyncio.gather(self._driving, return_exceptions=True)
         await self._driver.close(self._run)
         self._send(Closed(self._number))
@@ -175,6 +180,7 @@ class Child:
 
     def _close(self, number: int) -> None:
         if number not in self._closing:
+            self._executions[number].cancel()
             self._closing[number] = asyncio.create_task(self._executions[number].close())
             self._closing[number].add_done_callback(lambda _: self._forget(number))
 

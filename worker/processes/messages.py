@@ -59,6 +59,12 @@ class Misfit(NamedTuple):
     reason: str
 
 
+class Begun(NamedTuple):
+    """The agent begins now. What is closed before it has begun never does."""
+
+    number: int
+
+
 class Yielded(NamedTuple):
     """`data` is JSON."""
 
@@ -101,4 +107,4 @@ class Pong(NamedTuple):
     pass
 
 
-UPWARD = (Ready, Misfit, Yielded, Saved, Ended, Closed, Call, Pong)
+UPWARD = (Ready, Misfit, Begun, Yielded, Saved, Ended, Closed, Call, Pong)

@@ -14,7 +14,7 @@ from broker.errors import Misconfigured
 from broker.events import Error, Event, Final
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
-from worker.processes.process import AgentProcess
+from worker.processes.process import PING_SECONDS, AgentProcess, Execution
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Pool:
 
     def _agent(self, name: str) -> Agent:
         async def agent(run: Run) -> AsyncIterator[Event | Checkpoint]:
-            execution = (await self._free()).begin(name, run)
+            execution = await self._begin(name, run)
             event: Event | Checkpoint | None = None
             try:
                 while not isinstance(event, (Final, Error)):
@@ -68,6 +68,24 @@ class Pool:
                 await execution.close()
 
         return agent
+
+    async def _begin(self, name: str, run: Run) -> Execution:
+        """Executes it where it begins soon: a process may have been blocked just when it was chosen."""
+        patience = PING_SECONDS
+        while True:
+            execution = (await self._free()).begin(name, run)
+            begun = False
+            try:
+                while not begun and not execution.lost:
+                    begun = await execution.begins(patience)
+                    if not begun and any(not process.blocked for process in self._processes):
+                        break
+                if begun:
+                    return execution
+            finally:
+                if not begun:
+                    execution.abandon()
+            patience *= 2
 
     async def _free(self) -> AgentProcess:
         while True:

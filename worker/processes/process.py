@@ -23,6 +23,7 @@ from worker.attempt import CLOSE_SECONDS, WorkerLost
 from worker.processes import frames
 from worker.processes.messages import (
     WINDOW,
+    Begun,
     Call,
     Close,
     Closed,
@@ -62,7 +63,25 @@ class Execution:
         """At most WINDOW and the end. None: the process has ended."""
         self._taken = 0
         self._answering: set[asyncio.Task[None]] = set()
+        self._begun = False
+        self._decided = asyncio.Event()
+        """It has begun, or never will."""
         self._closed = asyncio.Event()
+        self.abandoned = False
+
+    async def begins(self, seconds: float) -> bool:
+        """Whether it begins within this time; an agent process that is blocked begins nothing."""
+        await _within(seconds, self._decided)
+        return self._begun
+
+    @property
+    def lost(self) -> bool:
+        return self._closed.is_set()
+
+    def abandon(self) -> None:
+        """Before it has begun: then it never does."""
+        self.abandoned = True
+        self._process.send(Close(self._number))
 
     async def next(self) -> Event | Checkpoint:
         """What the agent yields next. Raises WorkerLost where its process has ended before."""
@@ -89,6 +108,10 @@ class Execution:
             self._process.kill()
         await self._closed.wait()
 
+    def begun(self) -> None:
+        self._begun = True
+        self._decided.set()
+
     def take(self, message: Yielded | Saved | Ended) -> None:
         self._items.put_nowait(message)
 
@@ -96,6 +119,7 @@ class Execution:
         """`lost`: because its process has ended."""
         if lost:
             self._items.put_nowait(None)
+        self._decided.set()
         self._closed.set()
 
     def answer(self, call: Call) -> None:
@@ -175,7 +199,7 @@ class AgentProcess:
     @property
     def runs(self) -> list[str]:
         """The request_ids of what it executes."""
-        return [execution.request_id for execution in self._executions.values()]
+        return [execution.request_id for execution in self._executions.values() if not execution.abandoned]
 
     def begin(self, agent: str, run: Run) -> Execution:
         number = next(self._numbers)
@@ -261,6 +285,8 @@ class AgentProcess:
                 self._loaded.set_result(message)
             case Pong():
                 self._pong.set()
+            case Begun():
+                self._executions[message.number].begun()
             case Closed():
                 self._executions.pop(message.number).closed()
             case Yielded() | Saved() | Ended():
