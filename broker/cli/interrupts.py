@@ -33,7 +33,7 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._holding:
+        if self._holding and not self._pending:  # a second one gets out of an output that takes nothing
             self._pending = True
         else:
             raise KeyboardInterrupt
@@ -43,6 +43,9 @@ class Interrupts:
         self._holding = True
         try:
             yield
+        except KeyboardInterrupt:
+            self._pending = False
+            raise
         finally:
             self._holding = False
         if self._pending:

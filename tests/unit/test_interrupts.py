@@ -33,6 +33,16 @@ def test_what_is_held_ends_first() -> None:
     assert done == ["printed"]
 
 
+def test_a_second_one_interrupts_also_what_is_held() -> None:
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.held():
+            ctrl_c()
+            ctrl_c()
+            time.sleep(10)
+        with interrupts.held():
+            pass
+
+
 def test_one_ctrl_c_interrupts_once() -> None:
     with Interrupts() as interrupts:
         with pytest.raises(KeyboardInterrupt), interrupts.held():

@@ -197,7 +197,7 @@ def test_there_is_no_bar_while_the_answer_is_written_so_nothing_flickers() -> No
     assert len(shown(parts).erased) == 1
 
 
-@pytest.mark.parametrize("columns", [5, 10, 20, 40, 200])
+@pytest.mark.parametrize("columns", [2, 5, 10, 20, 40, 200])
 @settings(deadline=None, max_examples=50)
 @given(percent=st.floats(0, 100), message=st.text(st.sampled_from("ab日 "), max_size=60))
 def test_the_bar_never_wraps(columns: int, percent: float, message: str) -> None:
