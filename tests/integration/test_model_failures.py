@@ -282,6 +282,12 @@ async def test_the_key_is_in_no_message_and_in_no_log(
     assert KEY not in "".join(str(vars(record)) for record in caplog.records)
 
 
+async def test_a_key_that_is_a_mere_word_garbles_no_message(models: Models) -> None:
+    with Stub([b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"]) as server:
+        answered = await ask(models.at(server.url + "v1", key="model"), "hi")
+    assert "The model server refused" in str(answered.error)
+
+
 async def test_a_server_without_responses_is_asked_by_chat_completions_from_then_on(models: Models, name: str) -> None:
     with ModelStub("--no-responses") as older:
         model = models.at(older, api="auto")
@@ -331,11 +337,42 @@ async def test_a_server_that_does_not_stream_is_told_so(models: Models) -> None:
         b'{"choices": [{"delta": {"content": 5}}]}',
         b'{"choices": [{"delta": {"tool_calls": [{"function": []}]}}]}',
         b'{"choices": [{"delta": {"content": "\xff"}}]}',
+        b'{"choices": [{"delta": {"content": "a"}, "finish_reason": ["stop"]}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"id": "a", "function": {"name": 5}}]}, "finish_reason": "stop"}]}',
+        b'{"error": {"code": "\xc2\xb2\xc2\xb2"}}',
+        b"[" * 200_000,
     ],
 )
 async def test_whatever_a_chunk_is_it_is_an_answer_that_broke(models: Models, chunk: bytes) -> None:
     with Stub([chunked(b"data: " + chunk + b"\n\n")]) as server:
         answered = await ask(models.at(server.url + "v1", retry_seconds=0), "hi")
+    assert answered.code == "model_broken"
+
+
+_ITEM = b'{"type": "response.output_item.done", "output_index": %s, "item": {"type": "function_call", %s}}'
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [b'{"type": "response.output_text.delta", "delta": 5}'],
+        [b'{"type": "response.reasoning_text.delta", "delta": ["a"]}'],
+        [_ITEM % (b"0", b'"call_id": "a"')],
+        [_ITEM % (b"0", b'"name": 5')],
+        [_ITEM % (b"0", b'"name": "f", "arguments": {"x": 1}')],
+        [_ITEM % (b"0", b'"name": "f"'), _ITEM % (b"null", b'"name": "f"')],
+        [b'{"type": "response.completed", "response": {"output": [], "incomplete_details": "x"}}'],
+        [b'{"type": "response.completed", "response": null}'],
+    ],
+)
+async def test_whatever_an_event_of_responses_is_it_is_an_answer_that_broke(
+    models: Models, events: list[bytes]
+) -> None:
+    ended = b'{"type": "response.completed", "response": {"status": "completed", "output": []}}'
+    last = [] if b"response.completed" in events[-1] else [ended]
+    body = b"".join(b"data: " + event + b"\n\n" for event in [*events, *last])
+    with Stub([chunked(body)]) as server:
+        answered = await ask(models.at(server.url + "v1", api="responses", retry_seconds=0), "hi")
     assert answered.code == "model_broken"
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -27,6 +27,8 @@ OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
 PLACEHOLDER_KEY = "none"
 """For servers of one's own, which want no key, while the SDK does."""
+SECRET_CHARS = 8
+"""A shorter key is none that was drawn at random; hidden, it would garble every message that has the word."""
 _NO_SUCH_API = frozenset({404, 405, 501})
 _DISCONNECTED = (APIConnectionError, httpx.HTTPError)
 """The SDK wraps the errors of its transport, but in its versions 2 not those in the middle of a stream."""
@@ -132,18 +134,18 @@ class OpenAIModel:
         stream = await self._open(path, body, options)
         try:
             async for data in stream:
-                for piece in _fed(reader, data):
+                for piece in _checked(reader.feed(data)):
                     yield piece
         except _DISCONNECTED as error:
             if not reader.complete:
                 raise self._disconnected(error, failures.broken()) from error
         except APIError as error:
             raise failures.of_object(error.body, model=options.model) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise failures.broken("a part of it is no JSON") from error
         finally:
             await stream.close()
-        for piece in reader.end():
+        for piece in _checked(reader.end()):
             yield piece
 
     async def _open(self, path: str, body: dict[str, Any], options: Options) -> AsyncStream[object]:
@@ -196,16 +198,16 @@ class OpenAIModel:
         return self._clients[loop]
 
     def _redacted(self, text: str) -> str:
-        """Servers may repeat the key in what they say."""
+        """Servers may repeat the key in what they say. One that is a mere word, as for a server of one's own, stays."""
         key = self.server.key
-        return text.replace(key, "…") if key and key != PLACEHOLDER_KEY else text
+        return text.replace(key, "…") if key and len(key) >= SECRET_CHARS else text
 
 
-def _fed(reader: completions.Reader | responses.Reader, data: object) -> list[Piece]:
-    """Raises Failed, also for an event that has another shape than it must."""
+def _checked(pieces: Iterator[Piece]) -> list[Piece]:
+    """Raises Failed, also where the server's events have another shape than they must."""
     try:
-        return list(reader.feed(data))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return list(pieces)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise failures.broken("a part of it is malformed") from error
 
 
