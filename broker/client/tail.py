@@ -15,6 +15,8 @@ from broker.ids import START, Cursor, EventId
 
 TRIES_AT_A_HOLE = 4
 """Connections in a row that may bring the same hole."""
+LEAST_PAUSE_SECONDS = 0.1
+"""However little `retry:` asks for: what ends each connection at once must not be asked hundreds of times a second."""
 AWAY = frozenset({408, 429, 502, 503, 504})
 """The service, or what is before it, says: come again."""
 
@@ -114,7 +116,7 @@ class Tail:
             self._holes += 1
             raise Broken(str(error)) from None
         if frames.retry_ms is not None:
-            self._backoff.base = frames.retry_ms / 1000
+            self._backoff.base = max(frames.retry_ms / 1000, LEAST_PAUSE_SECONDS)
         if frames.comments > comments:
             self._backoff.succeeded()
 

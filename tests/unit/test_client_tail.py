@@ -356,6 +356,14 @@ def test_the_pause_is_what_retry_asks_for_at_most_and_doubles() -> None:
     assert [reading.broken("cut", 0) for _ in range(4)] == [1.5, 3, 6, 7.5]
 
 
+def test_a_service_that_asks_for_no_pause_is_not_asked_without_one() -> None:
+    reading = tail()
+    for _ in range(3):
+        connect(reading)
+        feed(reading, b"retry: 0\n: heartbeat 0-1\n")
+        assert reading.broken("cut", 0) == 0.05
+
+
 def test_the_hooks_tell_of_each_break_and_of_each_return() -> None:
     said: list[object] = []
     reading = tail(on_disconnect=said.append, on_reconnect=lambda: said.append("back"))
