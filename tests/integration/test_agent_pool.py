@@ -20,7 +20,7 @@ from tests.kit.waiting import until
 from worker import Run
 from worker.agent import Agent
 from worker.attempt import WorkerLost
-from worker.processes import process as process_module
+from worker.processes import execution as execution_module
 from worker.processes.messages import WINDOW
 from worker.processes.pool import Pool
 from worker.processes.process import PING_SECONDS
@@ -125,7 +125,7 @@ async def test_runs_that_begin_as_a_process_is_blocked_are_not_held_up_and_begin
 async def test_a_process_that_a_run_blocks_which_is_over_is_killed_and_another_one_takes_its_place(
     agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(execution_module, "CLOSE_SECONDS", 0.3)
     blocks, beside = begin(agents["computes"], run(seconds=300)), begin(agents["hangs"], run())
     await anext(beside)
     await anext(blocks)
@@ -140,7 +140,7 @@ async def test_a_process_that_a_run_blocks_which_is_over_is_killed_and_another_o
 async def test_an_agent_that_does_not_end_is_waited_for_and_keeps_no_other_from_going_on(
     agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(execution_module, "CLOSE_SECONDS", 0.3)
     stubborn = begin(agents["stubborn"], run())
     assert await anext(stubborn) == Token(text="I ")
     closing = asyncio.create_task(stubborn.aclose())

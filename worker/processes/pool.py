@@ -14,7 +14,8 @@ from broker.errors import Misconfigured
 from broker.events import Error, Event, Final
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
-from worker.processes.process import PING_SECONDS, AgentProcess, Execution
+from worker.processes.execution import Execution
+from worker.processes.process import PING_SECONDS, AgentProcess
 
 logger = logging.getLogger(__name__)
 

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
 from broker.errors import Misconfigured
-from broker.events import AGENT, Event
 from broker.settings import Settings
-from worker.agent import Checkpoint, Run, no_history
-from worker.attempt import CLOSE_SECONDS, WorkerLost
+from worker.agent import Run, no_history
 from worker.processes import frames
+from worker.processes.execution import Execution, within
 from worker.processes.messages import (
-    WINDOW,
     Begun,
     Call,
-    Close,
     Closed,
-    Credit,
     Ended,
     Execute,
     Load,
@@ -35,7 +29,6 @@ from worker.processes.messages import (
     Ping,
     Pong,
     Ready,
-    Result,
     Saved,
     Yielded,
 )
@@ -47,94 +40,6 @@ _CODE = "import sys; sys.path[:] = {path!r}; from worker.processes.child import 
 END_SECONDS = 2.0
 """How long a process lives whose socket is closed, and a socket whose process has ended."""
 PING_SECONDS = 0.5
-_EVENTS = {kind.type: kind for kind in AGENT}
-
-
-class Execution:
-    """A run that is executed in a process."""
-
-    def __init__(self, process: AgentProcess, number: int, run: Run) -> None:
-        self.request_id = run.request_id
-        self._process = process
-        self._number = number
-        self._calls: dict[str, Callable[..., Awaitable[Any]]] = {"recall": run.recall}
-        """What the agent may ask the worker for."""
-        self._items: asyncio.Queue[Yielded | Saved | Ended | None] = asyncio.Queue()
-        """At most WINDOW and the end. None: the process has ended."""
-        self._taken = 0
-        self._answering: set[asyncio.Task[None]] = set()
-        self._begun = False
-        self._decided = asyncio.Event()
-        """It has begun, or never will."""
-        self._closed = asyncio.Event()
-        self.abandoned = False
-
-    async def begins(self, seconds: float) -> bool:
-        """Whether it begins within this time; an agent process that is blocked begins nothing."""
-        await _within(seconds, self._decided)
-        return self._begun
-
-    @property
-    def lost(self) -> bool:
-        return self._closed.is_set()
-
-    def abandon(self) -> None:
-        """Before it has begun: then it never does."""
-        self.abandoned = True
-        self._process.send(Close(self._number))
-
-    async def next(self) -> Event | Checkpoint:
-        """What the agent yields next. Raises WorkerLost where its process has ended before."""
-        if self._taken == WINDOW // 2:
-            self._process.send(Credit(self._number, self._taken))
-            self._taken = 0
-        item = await self._items.get()
-        if item is None:
-            raise WorkerLost
-        self._taken += 1
-        return _decoded(item)
-
-    async def close(self) -> None:
-        """Has the agent closed, and waits for that. A process that is blocked by a run which is over is killed."""
-        for task in self._answering:
-            task.cancel()
-        if not self._closed.is_set():
-            self._process.send(Close(self._number))
-        if not await _within(CLOSE_SECONDS, self._closed) and not await self._process.turns(CLOSE_SECONDS):
-            logger.error(
-                "an agent process is blocked by a run that is over: it is killed",
-                extra={"pid": self._process.pid, "request_id": self.request_id},
-            )
-            self._process.kill()
-        await self._closed.wait()
-
-    def begun(self) -> None:
-        self._begun = True
-        self._decided.set()
-
-    def take(self, message: Yielded | Saved | Ended) -> None:
-        self._items.put_nowait(message)
-
-    def closed(self, *, lost: bool = False) -> None:
-        """`lost`: because its process has ended."""
-        if lost:
-            self._items.put_nowait(None)
-        self._decided.set()
-        self._closed.set()
-
-    def answer(self, call: Call) -> None:
-        task = asyncio.create_task(self._answer(call))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, call: Call) -> None:
-        value, error = None, None
-        try:
-            value = await self._calls[call.name](*json.loads(call.arguments))
-        except Exception as raised:
-            logger.exception("a call of an agent failed", extra={"call": call.name, "request_id": self.request_id})
-            error = f"{type(raised).__name__}: {raised}"
-        self._process.send(Result(self._number, call.call, value, error))
 
 
 class AgentProcess:
@@ -214,7 +119,7 @@ class AgentProcess:
     async def turns(self, seconds: float) -> bool:
         """Whether its event loop turns within this time."""
         self._ping()
-        return await _within(seconds, self._pong)
+        return await within(seconds, self._pong)
 
     def _ping(self) -> None:
         self._pong.clear()
@@ -302,17 +207,3 @@ def _spawn(fd: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C is for the worker
     )
-
-
-def _decoded(item: Yielded | Saved | Ended) -> Event | Checkpoint:
-    """Checked already, by the driver in the process."""
-    if isinstance(item, Saved):
-        return Checkpoint(state=json.loads(item.state))
-    return _EVENTS[item.type].model_construct(**json.loads(item.data))
-
-
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
