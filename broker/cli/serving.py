@@ -71,6 +71,6 @@ def demo(port: int, docs: Path | None, model_stub: bool) -> None:
     It starts a Redis of its own, unless BROKER_REDIS_URL is set. It asks for no token, unless BROKER_JWT_SECRET is
     set. Without --docs it searches this project's own documentation.
     """
-    from broker.demo import run
+    from broker.demo.run import run
 
     sys.exit(run(port=port, docs=docs, model_stub=model_stub))

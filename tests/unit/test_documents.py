@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.agents import documents, folder
-from worker.agents.documents import Found, Index, Stopped, index_of, query_words
-from worker.agents.folder import READERS, quotable_text
-from worker.agents.markup import markdown, plain_text, restructured_text
-from worker.agents.text import PASSAGE_CHARS, SENTENCE_CHARS, Block, Document, normalise, passages, sentences
-from worker.agents.webpage import extracted_text, webpage
+from worker.documents import folder
+from worker.documents import index as index_module
+from worker.documents.folder import READERS, quotable_text
+from worker.documents.index import Found, Index, Stopped, index_of, query_words
+from worker.documents.markup import markdown, plain_text, restructured_text
+from worker.documents.text import PASSAGE_CHARS, SENTENCE_CHARS, Block, Document, normalise, passages, sentences
+from worker.documents.webpage import extracted_text, webpage
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 
@@ -23,7 +24,7 @@ CORPUS = Path(__file__).parent.parent / "corpus"
 @pytest.fixture
 def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one document; changes are seen at once."""
-    monkeypatch.setattr(documents, "RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
     write(tmp_path, "zebra.md", "# Zebras\n\nNo two zebras have the same stripes.\n")
     return tmp_path
 
@@ -296,7 +297,7 @@ def test_a_file_replaced_by_an_older_one_of_the_same_size_is_noticed(docs: Path)
 
 
 def test_a_folder_that_goes_away_and_comes_back_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
     index = Index(tmp_path / "later")
     assert index.search("zebra").documents == 0
     write(tmp_path, "later/zebra.md", "Zebras have stripes.\n")
@@ -306,7 +307,7 @@ def test_a_folder_that_goes_away_and_comes_back_is_followed(tmp_path: Path, monk
 
 
 def test_files_are_looked_at_once_in_a_while_only(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 3600.0)
     index = Index(docs)
     index.search("zebra")
     (docs / "zebra.md").unlink()
@@ -463,7 +464,7 @@ def test_a_file_that_breaks_its_reader_is_skipped_with_one_warning(
 )
 def test_no_query_is_a_syntax_error(corpus: Index, query: str) -> None:
     found = corpus.search(query)
-    assert len(found.hits) <= documents.MAX_HITS
+    assert len(found.hits) <= index_module.MAX_HITS
 
 
 operators = st.lists(
@@ -491,4 +492,4 @@ def test_a_query_of_stop_words_has_no_words() -> None:
 
 def test_a_query_keeps_the_first_words_of_many() -> None:
     words = query_words(" ".join(f"word{number}" for number in range(1000)))
-    assert words == [f"word{number}" for number in range(documents.MAX_TERMS)]
+    assert words == [f"word{number}" for number in range(index_module.MAX_TERMS)]

@@ -19,9 +19,6 @@ from hypothesis import strategies as st
 
 from broker.events import AGENT, Error, Event, Final, Message, Progress, Sources, Token, dumps
 from worker.agent import Agent, Checkpoint, Run
-from worker.agents import documents, folder
-from worker.agents.documents import index_of
-from worker.agents.folder import quotable_text
 from worker.agents.research import (
     MOST_SOURCES,
     Plan,
@@ -29,7 +26,11 @@ from worker.agents.research import (
     split,
 )
 from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND
-from worker.agents.text import Passage
+from worker.documents import folder
+from worker.documents import index as index_module
+from worker.documents.folder import quotable_text
+from worker.documents.index import index_of
+from worker.documents.text import Passage
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 
@@ -210,7 +211,7 @@ async def test_without_documents_it_says_so(tmp_path: Path) -> None:
 
 
 async def test_it_follows_its_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(index_module, "RESCAN_SECONDS", 0.0)
     agent, run = make_research(tmp_path), a_run("What is the capital of Utopia?")
     file = tmp_path / "utopia.md"
     assert (await outcome(agent, run)).tokens == NO_DOCUMENTS
@@ -335,7 +336,7 @@ async def test_parameters_may_be_absent_or_null_or_of_other_agents() -> None:
 
 async def test_a_restored_state_gives_the_same_answer_without_retrieval(monkeypatch: pytest.MonkeyPatch) -> None:
     first = await ask()
-    monkeypatch.setattr(documents.Index, "search", None)
+    monkeypatch.setattr(index_module.Index, "search", None)
     again = await ask(restored=first.state)
     assert again.final == first.final
     assert again.tokens == first.tokens
@@ -375,18 +376,18 @@ async def test_events_are_small(tmp_path: Path) -> None:
 async def test_files_and_the_index_are_used_in_threads_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.md").write_text("Zebras have stripes.\n")
     used = set[threading.Thread]()
-    read, search = folder.read, documents.Index.search
+    read, search = folder.read, index_module.Index.search
 
     def noted_read(root: Path, path: str) -> list[Passage] | None:
         used.add(threading.current_thread())
         return read(root, path)
 
-    def noted_search(self: documents.Index, query: str, stop: threading.Event | None = None) -> documents.Found:
+    def noted_search(self: index_module.Index, query: str, stop: threading.Event | None = None) -> index_module.Found:
         used.add(threading.current_thread())
         return search(self, query, stop)
 
     monkeypatch.setattr(folder, "read", noted_read)
-    monkeypatch.setattr(documents.Index, "search", noted_search)
+    monkeypatch.setattr(index_module.Index, "search", noted_search)
     assert (await ask("zebra stripes", tmp_path)).final.citations
     assert used
     assert threading.current_thread() not in used

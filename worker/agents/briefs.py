@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from worker.agents.text import normalise
+from worker.documents.text import normalise
 from worker.models.model import Message
 
 MOST_QUERIES = 4

@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from worker.agents.documents import STOP_WORDS
-from worker.agents.stems import Stemmer
-from worker.agents.text import normalise, unmarked
+from worker.documents.index import STOP_WORDS
+from worker.documents.stems import Stemmer
+from worker.documents.text import normalise, unmarked
 
 MIN_SHARE = 0.5
 MIN_WORDS = 2

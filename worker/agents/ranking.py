@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.agents.documents import Found, Hit
-from worker.agents.text import Sentence
+from worker.documents.index import Found, Hit
+from worker.documents.text import Sentence
 
 MIN_COVERAGE = 1 / 3
 MIN_COVERAGE_ON_TOPIC = 0.1

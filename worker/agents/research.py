@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from broker.events import Error, Event, Final, Message, Progress, Token
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
-from worker.agents.documents import Found, Hit
 from worker.agents.ranking import Quote, Source, quotes, screen
 from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND, Researcher, Wanted
 from worker.agents.search import search
 from worker.agents.stages import Place, stage
+from worker.documents.index import Found, Hit
 from worker.models import open_model
 from worker.models.parameters import BadParameter, allowed_parameters
 

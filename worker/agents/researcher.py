@@ -15,11 +15,11 @@ from worker.agent import Checkpoint, Run
 from worker.agents import briefs
 from worker.agents.citing import Citer, Claims
 from worker.agents.conversation import sendable
-from worker.agents.documents import Found
 from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
 from worker.agents.ranking import Source, screen
 from worker.agents.stages import Place, stage
+from worker.documents.index import Found
 from worker.models.model import End, Model, ModelError, Options, Text, Thought, Usage
 from worker.models.model import Message as Said
 

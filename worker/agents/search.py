@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from worker.agents.documents import Found, index_of
 from worker.agents.ranking import screen
+from worker.documents.index import Found, index_of
 from worker.tools.tool import tool
 
 _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from broker.events import Sources, dumps
-from worker.agents.text import shorten
+from worker.documents.text import shorten
 
 EXCERPT_CHARS = 300
 MAX_BYTES = 60_000

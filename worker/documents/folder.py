@@ -9,9 +9,9 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from worker.agents.markup import markdown, plain_text, restructured_text
-from worker.agents.text import Document, Passage, normalise, passages
-from worker.agents.webpage import extracted_text, webpage
+from worker.documents.markup import markdown, plain_text, restructured_text
+from worker.documents.text import Document, Passage, normalise, passages
+from worker.documents.webpage import extracted_text, webpage
 
 MAX_BYTES = 2 * 1024 * 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from worker.agents.text import Document, Outline, normalise, sentences
+from worker.documents.text import Document, Outline, normalise, sentences
 
 _HIDDEN_TAGS = "script style template noscript svg nav pre textarea select button footer iframe"
 _BLOCK_TAGS = """

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.agents import folder as files
-from worker.agents.stems import TOKENIZER, Stemmer
-from worker.agents.text import Passage, unmarked
+from worker.documents import folder as files
+from worker.documents.stems import TOKENIZER, Stemmer
+from worker.documents.text import Passage, unmarked
 
 RESCAN_SECONDS = 1.0
 MAX_HITS = 20

@@ -20,8 +20,9 @@ from typing import Any
 import click
 import httpx
 
-from broker import embedded, settings
+from broker import settings
 from broker.client.site import DEFAULT_URL
+from broker.demo import redis_server
 from broker.errors import Misconfigured, Unavailable
 from broker.gateway.auth import mint
 from broker.gateway.main import listen
@@ -47,10 +48,10 @@ def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
     """
     directory = Path(os.environ.get("BROKER_DEMO_DIR") or ".demo").absolute()
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(embedded.locked(directory))
+        lock = stack.enter_context(redis_server.locked(directory))
         listener = stack.enter_context(contextlib.closing(listen(HOST, port)))
         (directory / ".gitignore").write_text("*\n")
-        redis = embedded.find()
+        redis = redis_server.find()
         programs = [_redis(redis.binary, directory, lock)] if redis.binary else []
         if model_stub:
             models = stack.enter_context(contextlib.closing(listen(HOST, 0)))
@@ -76,7 +77,7 @@ def run(port: int, docs: Path | None, *, model_stub: bool = False) -> int:
 
 def _redis(binary: Path, directory: Path, lock: int) -> Program:
     """The processes find it by BROKER_REDIS_URL, which is set here."""
-    server = embedded.prepare(binary, directory)
+    server = redis_server.prepare(binary, directory)
     os.environ |= {"BROKER_REDIS_URL": server.url, "BROKER_QUEUE_REDIS_URL": ""}
     log = directory / "redis.log"
     return Program(name="redis", command=server.command, log=log, pass_fds=[lock], stop_last=True)
@@ -86,7 +87,7 @@ def _ours(listener: int, directory: Path, *, together: bool) -> list[Program]:
     """They accept from a socket that is open already: its port is nobody else's, also while a gateway restarts."""
     serve = ["--fd", str(listener)]
     if together:
-        command = [sys.executable, "-m", "broker.together", *serve]
+        command = [sys.executable, "-m", "broker.demo.together", *serve]
         return [Program(name="broker", command=command, log=directory / "broker.log", pass_fds=[listener])]
     command = [sys.executable, "-m", "broker"]
     return [
@@ -106,10 +107,10 @@ def _model_stub(listener: socket.socket, directory: Path) -> Program:
     return Program(name="model-stub", command=command, log=directory / "model-stub.log", pass_fds=[fd])
 
 
-def _set_defaults(redis: embedded.Choice, docs: Path | None, directory: Path) -> None:
+def _set_defaults(redis: redis_server.Choice, docs: Path | None, directory: Path) -> None:
     """In the environment, which the processes inherit. What the user has set there stays."""
     if redis.is_fake:
-        os.environ |= {"BROKER_REDIS_URL": embedded.FAKE_URL, "BROKER_QUEUE_REDIS_URL": ""}
+        os.environ |= {"BROKER_REDIS_URL": redis_server.FAKE_URL, "BROKER_QUEUE_REDIS_URL": ""}
     if not any(os.environ.get(f"BROKER_{name}") for name in ("AUTH", "JWT_SECRET", "JWT_JWKS_URL")):
         os.environ["BROKER_AUTH"] = "none"
     if docs is not None or not os.environ.get("BROKER_DOCS"):
@@ -123,7 +124,7 @@ def _set_defaults(redis: embedded.Choice, docs: Path | None, directory: Path) ->
 
 def _documentation(directory: Path) -> Path:
     """The project's README and docs/, without the rest of the project: a copy of them. Else the current directory."""
-    project = Path(__file__).resolve().parent.parent
+    project = Path(__file__).resolve().parents[2]
     if not (project / "README.md").is_file() or not (project / "pyproject.toml").is_file():
         return Path.cwd()
     copy = directory / "documents"

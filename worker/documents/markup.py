@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from worker.agents.text import Document, Outline, normalise
+from worker.documents.text import Document, Outline, normalise
 
 _FENCE = re.compile(r"(`{3,}|~{3,})[^`]*$")
 _ITEM = re.compile(r"(?:[-*+•]|\d{1,3}[.)]|#\.)\s+(?=\S)")

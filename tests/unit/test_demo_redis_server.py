@@ -15,8 +15,8 @@ from urllib.parse import unquote
 import pytest
 import redis
 
-from broker import embedded
-from broker.embedded import Choice
+from broker.demo import redis_server
+from broker.demo.redis_server import Choice
 from broker.errors import Misconfigured
 from broker.settings import redact_url
 from tests.kit.processes import wait_for
@@ -29,7 +29,7 @@ ON_PATH = {"redis-server": "/usr/bin/redis-server", "valkey-server": "/usr/bin/v
 def choose(
     environment: dict[str, str] | None = None, *, on_path: tuple[str, ...] = (), broken: tuple[str, ...] = ()
 ) -> Choice:
-    return embedded.choose(
+    return redis_server.choose(
         environment or {},
         on_path=lambda name: ON_PATH[name] if name in on_path else None,
         beside_python=BESIDE,
@@ -84,9 +84,9 @@ def test_the_server_beside_a_virtual_environments_python_is_found_without_follow
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(binaries / "python"))
-    assert embedded.find() == Choice(binary=server)
+    assert redis_server.find() == Choice(binary=server)
     server.write_text("not a program")
-    assert embedded.find().is_fake
+    assert redis_server.find().is_fake
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def _servers() -> list[str]:
 @pytest.mark.parametrize("binary", _servers())
 @pytest.mark.parametrize("name", ["plain", 'a [b] "c" \\ ünïcode % ?x=1#y*', "long" * 30])
 def test_the_server_starts_on_its_configuration(binary: str, name: str, short: Path) -> None:
-    server = embedded.prepare(Path(binary), short / name)
+    server = redis_server.prepare(Path(binary), short / name)
     with (short / "log").open("wb") as log:
         process = subprocess.Popen(server.command, stdout=log, stderr=log)
     try:
@@ -142,32 +142,32 @@ def answers(client: redis.Redis, process: subprocess.Popen[bytes]) -> bool:
 
 
 def test_a_short_path_gets_a_socket_and_no_port(short: Path) -> None:
-    server = embedded.prepare(Path("redis-server"), short)
+    server = redis_server.prepare(Path("redis-server"), short)
     text = (short / "redis" / "redis.conf").read_text()
     assert "port 0\n" in text
     assert unquote(server.url) == f"unix://{short}/redis/redis.sock"
 
 
 def test_a_long_path_gets_a_port_on_loopback_with_a_password(tmp_path: Path) -> None:
-    server = embedded.prepare(Path("redis-server"), tmp_path / ("long" * 30))
+    server = redis_server.prepare(Path("redis-server"), tmp_path / ("long" * 30))
     assert re.fullmatch(r"redis://:[0-9a-f]{32}@127\.0\.0\.1:\d+", server.url)
     assert re.fullmatch(r"redis://:\*\*\*@127\.0\.0\.1:\d+", redact_url(server.url))
     assert "bind 127.0.0.1\n" in (tmp_path / ("long" * 30) / "redis" / "redis.conf").read_text()
 
 
 def test_a_directory_is_one_demos_at_a_time(tmp_path: Path) -> None:
-    with embedded.locked(tmp_path):
+    with redis_server.locked(tmp_path):
         refusal = pytest.raises(
             Misconfigured, match=rf"^{tmp_path} is in use by another demo \(process {os.getpid()}\)"
         )
-        with refusal, embedded.locked(tmp_path):
+        with refusal, redis_server.locked(tmp_path):
             pass
-    with embedded.locked(tmp_path):
+    with redis_server.locked(tmp_path):
         pass
 
 
 def test_a_redis_that_outlived_its_demo_keeps_the_directory(tmp_path: Path) -> None:
-    with embedded.locked(tmp_path) as lock:
+    with redis_server.locked(tmp_path) as lock:
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
     try:
         ended = subprocess.Popen(["true"])
@@ -177,12 +177,12 @@ def test_a_redis_that_outlived_its_demo_keeps_the_directory(tmp_path: Path) -> N
         (tmp_path / "redis" / "redis.pid").write_text(f"{orphan.pid}\n")
         with (
             pytest.raises(Misconfigured, match=rf"the Redis of a demo that was killed \(process {orphan.pid}\)"),
-            embedded.locked(tmp_path),
+            redis_server.locked(tmp_path),
         ):
             pass
     finally:
         orphan.communicate(b"\n")
-    with embedded.locked(tmp_path):
+    with redis_server.locked(tmp_path):
         pass
 
 
@@ -190,6 +190,6 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(Misconfigured, match=f"cannot use {tmp_path}/file/demo"),
-        embedded.locked(tmp_path / "file/demo"),
+        redis_server.locked(tmp_path / "file/demo"),
     ):
         pass
