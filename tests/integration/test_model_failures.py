@@ -5,6 +5,7 @@ after it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -20,6 +21,7 @@ from tests.kit.model_stub import ModelStub
 from tests.kit.pieces import calls, end, text, thoughts
 from tests.kit.redis_server import free_port
 from tests.kit.stub import Stub, chunked
+from worker.models import provider
 from worker.models.model import Message, Options, ToolSpec
 
 WEATHER = ToolSpec(name="weather", description="Tells it.", parameters={"type": "object", "properties": {}})
@@ -374,6 +376,31 @@ async def test_whatever_an_event_of_responses_is_it_is_an_answer_that_broke(
     with Stub([chunked(body)]) as server:
         answered = await ask(models.at(server.url + "v1", api="responses", retry_seconds=0), "hi")
     assert answered.code == "model_broken"
+
+
+async def test_a_stream_that_goes_on_after_the_answer_is_left(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its comments are signs of life, so it never stalls."""
+    monkeypatch.setattr(provider, "LAST_SECONDS", 0.3)
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        said = b'data: {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}\n\n'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + said)
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b": still here\n\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+        closed.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, asyncio.timeout(10):
+        port = server.sockets[0].getsockname()[1]
+        answered = await ask(models.at(f"http://127.0.0.1:{port}/v1"), "hi", seconds=60)
+        await closed.wait()
+    assert (text(answered.pieces), end(answered.pieces).reason) == ("Hello", "stop")
 
 
 async def test_the_end_may_be_missing_once_the_answer_has_ended(models: Models) -> None:

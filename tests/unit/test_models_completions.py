@@ -186,6 +186,12 @@ def test_an_id_that_an_earlier_answer_had_is_replaced() -> None:
     assert id not in ("", "call_0")
 
 
+def test_arguments_without_an_end_are_given_up() -> None:
+    parts = [chunk(tool_calls=[call(index=0, id="a", name="f", arguments="x" * 100_000)]) for _ in range(11)]
+    with pytest.raises(Failed, match="do not end"):
+        read(*parts)
+
+
 @pytest.mark.parametrize("id", [7, "\ud800", "a\nb", "x" * 70_000, ["a"]])
 def test_an_id_that_could_not_be_sent_back_is_replaced(id: Any) -> None:
     pieces = read(chunk(tool_calls=[call(id=id, name="f")]), chunk("stop"))

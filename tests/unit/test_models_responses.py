@@ -136,6 +136,12 @@ def test_calls_come_in_pieces_or_whole() -> None:
     assert end(pieces).reason == "tool_calls"
 
 
+def test_arguments_without_an_end_are_given_up() -> None:
+    part = event("function_call_arguments.delta", output_index=0, delta="x" * 100_000)
+    with pytest.raises(Failed, match="do not end"):
+        read(*[part] * 11)
+
+
 def test_what_did_not_come_as_events_is_taken_from_the_response() -> None:
     message = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}, {"type": "other"}]}
     call = item(1, call_id="a", name="f", arguments="{}")["item"]

@@ -21,6 +21,8 @@ PATH = "/chat/completions"
 
 _FILTERED = frozenset({"content_filter", "safety"})
 _CUT = frozenset({"length", "max_tokens", "model_length"})
+MOST_ARGUMENT_CHARS = 1024 * 1024
+"""Of one call. A model that repeats itself for ever would fill the worker's memory, as nobody takes them meanwhile."""
 _ID = re.compile(r"[!-~]{1,256}")
 _MOST_TOKENS = 2**53
 """Above it is no count, nor a number that JavaScript has."""
@@ -140,6 +142,8 @@ class Reader:
         call.id = call.id or id
         call.name = call.name or name
         call.arguments += arguments if isinstance(arguments, str) else dumps(arguments)
+        if len(call.arguments) > MOST_ARGUMENT_CHARS:
+            raise failures.broken("the arguments of a call do not end")
 
     def _known(self, index: int | None, id: str, name: str) -> _Open | None:
         if index is not None:

@@ -27,6 +27,8 @@ OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
 PLACEHOLDER_KEY = "none"
 """For servers of one's own, which want no key, while the SDK does."""
+LAST_SECONDS = 5.0
+"""How long the usage may come after the end of an answer."""
 SECRET_CHARS = 8
 """A shorter key is none that was drawn at random; hidden, it would garble every message that has the word."""
 _NO_SUCH_API = frozenset({404, 405, 501})
@@ -133,9 +135,10 @@ class OpenAIModel:
         """Raises Failed, and NoSuchApi before the first piece. When it is closed, so is the HTTP stream."""
         stream = await self._open(path, body, options)
         try:
-            async for data in stream:
-                for piece in _checked(reader.feed(data)):
-                    yield piece
+            async with contextlib.aclosing(_events(stream, reader)) as events:
+                async for data in events:
+                    for piece in _checked(reader.feed(data)):
+                        yield piece
         except _DISCONNECTED as error:
             if not reader.complete:
                 raise self._disconnected(error, failures.broken()) from error
@@ -201,6 +204,22 @@ class OpenAIModel:
         """Servers may repeat the key in what they say. One that is a mere word, as for a server of one's own, stays."""
         key = self.server.key
         return text.replace(key, "…") if key and len(key) >= SECRET_CHARS else text
+
+
+async def _events(
+    stream: AsyncStream[object], reader: completions.Reader | responses.Reader
+) -> AsyncGenerator[object, None]:
+    """All of them, to the end of the stream, which some servers forget when the answer has ended."""
+    events, until = aiter(stream), None
+    while True:
+        if until is None and reader.complete:
+            until = asyncio.get_running_loop().time() + LAST_SECONDS
+        try:
+            async with asyncio.timeout_at(until):
+                data = await anext(events)
+        except (StopAsyncIteration, TimeoutError):
+            return
+        yield data
 
 
 def _checked(pieces: Iterator[Piece]) -> list[Piece]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from worker.models import failures
-from worker.models.completions import free_id, text_of, tokens_of
+from worker.models.completions import MOST_ARGUMENT_CHARS, free_id, text_of, tokens_of
 from worker.models.model import Call, End, Message, Options, Piece, Text, Thought, ToolSpec, Usage
 
 PATH = "/responses"
@@ -101,6 +101,8 @@ class Reader:
         elif kind == "response.function_call_arguments.delta":
             index = event["output_index"]
             self._arguments[index] = self._arguments.get(index, "") + event["delta"]
+            if len(self._arguments[index]) > MOST_ARGUMENT_CHARS:
+                raise failures.broken("the arguments of a call do not end")
         elif kind == "response.function_call_arguments.done":
             self._arguments[event["output_index"]] = event["arguments"]
         elif kind in _ENDS:
