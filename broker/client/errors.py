@@ -117,6 +117,6 @@ def not_a_broker(status: int, what: str) -> ApiError:
 def _problem(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -259,7 +259,9 @@ def test_a_code_that_has_no_class_is_an_api_error_with_all_that_was_told() -> No
         (999, "http_999"),
     ],
 )
-@pytest.mark.parametrize("body", [b"<html>Bad</html>", b"", b"[]", b'{"code": 5}', b'{"detail": "only"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"<html>Bad</html>", b"", b"[]", b'{"code": 5}', b'{"detail": "only"}', b"\xff", b"[" * 99_999]
+)
 def test_an_answer_of_somebody_else_is_an_error_by_its_status(status: int, code: str, body: bytes) -> None:
     error = error_of(status, {}, body)
     assert error.code == code
