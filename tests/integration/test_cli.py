@@ -17,13 +17,14 @@ import psutil
 import pytest
 
 from broker import __version__
+from broker.cli import cli
 from tests.conftest import Launcher, Service
 from tests.kit.command import broker, check_one_line, here
 from tests.kit.http import Client
 from tests.kit.processes import SECRET, Process, environment, wait_for
 from tests.kit.redis_server import RedisServer, free_port
 
-COMMANDS = ["serve", "worker", "token", "demo", "doctor"]
+COMMANDS = [*cli.commands]
 
 
 # Help and usage
