@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import click
 
 from broker.cli.access import url_option
-from broker.cli.interrupts import Interrupts, again
+from broker.cli.interrupts import Interrupts
 from broker.cli.render import Transcript
 from broker.cli.screen import Screen
 from broker.cli.text import harmless, make_legible, one_line
@@ -52,7 +52,7 @@ def follow(client: Client, request_id: str, *, after: EventId | None, as_json: b
             else:
                 status = _print_answer(client, place)
         except KeyboardInterrupt:
-            return _detach(client, place)
+            return _detach(client, place, interrupts)
         except RunNotFound:
             raise
         except BrokerError:
@@ -137,13 +137,13 @@ def _status(terminal: str) -> str:
     return {"final": "completed", "error": "failed", "cancelled": "cancelled"}[terminal]
 
 
-def _detach(client: Client, place: Place) -> int:
+def _detach(client: Client, place: Place, interrupts: Interrupts) -> int:
     """After Ctrl-C. The run goes on, unless there is a second one."""
     if sys.stderr.isatty():
         click.echo("\r", nl=False, err=True)  # the terminal has written ^C
     say(f"Detached, and the run goes on. Come back with: {place.command}")
     say("Ctrl-C again cancels it.")
-    if not again():
+    if not interrupts.again():
         return DETACHED
     run = client.cancel(place.request_id)
     say("cancelled" if run.status == "cancelled" else f"It had ended before: the run is {run.status}.")

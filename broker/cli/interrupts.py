@@ -15,13 +15,18 @@ SECOND_SECONDS = 1.5
 class Interrupts:
     """A context in which SIGINT raises KeyboardInterrupt; inside `held()` it waits for the end of that block.
 
-    So the last event that was printed is known exactly: printed as a whole, or not begun. A SIGINT that was ignored
-    when the process began, as for a job in the background of a script, stays ignored.
+    So the last event that was printed is known exactly: printed as a whole, or not begun. After the first
+    KeyboardInterrupt nothing is interrupted any more, so that whoever is quick with the second Ctrl-C does not break
+    off what follows on the first: `again()` says whether there was one. A SIGINT that was ignored when the process
+    began, as for a job in the background of a script, stays ignored.
     """
 
     def __init__(self) -> None:
         self._holding = False
         self._pending = False
+        self._raised = False
+        self._again = False
+        self._waiting = False
 
     def __enter__(self) -> Interrupts:
         self._before = signal.getsignal(signal.SIGINT)
@@ -33,30 +38,37 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._holding and not self._pending:  # a second one gets out of an output that takes nothing
+        if self._raised:
+            self._again = True
+            if self._waiting:
+                raise KeyboardInterrupt
+        elif self._holding and not self._pending:
             self._pending = True
-        else:
-            raise KeyboardInterrupt
+        else:  # nobody waits, or it is the second one while an output takes nothing
+            self._raise()
+
+    def _raise(self) -> None:
+        self._pending, self._raised = False, True
+        raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         self._holding = True
         try:
             yield
-        except KeyboardInterrupt:
-            self._pending = False
-            raise
         finally:
             self._holding = False
         if self._pending:
-            self._pending = False
-            raise KeyboardInterrupt
+            self._raise()
 
-
-def again(seconds: float = SECOND_SECONDS) -> bool:
-    """Waits for a second Ctrl-C; whether it came."""
-    try:
-        time.sleep(seconds)
-    except KeyboardInterrupt:
-        return True
-    return False
+    def again(self) -> bool:
+        """After the first one: waits for a second, and says whether it came. The next one interrupts as the first."""
+        try:
+            self._waiting = True
+            if not self._again:
+                time.sleep(SECOND_SECONDS)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._waiting = self._raised = False
+        return self._again

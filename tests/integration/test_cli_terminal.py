@@ -24,15 +24,18 @@ Open = Callable[..., Terminal]
 
 @pytest.fixture
 def open_terminal() -> Iterator[Open]:
-    """`broker` with these arguments, in a terminal of its own."""
+    """`broker` with these arguments, in a terminal of its own; `second_seconds` is how long a second Ctrl-C counts."""
     opened: list[Terminal] = []
 
-    def opener(url: str, bearer: str, *arguments: str, columns: int = 80, **variables: str) -> Terminal:
+    def opener(
+        url: str, bearer: str, *arguments: str, columns: int = 80, second_seconds: float = 0.5, **variables: str
+    ) -> Terminal:
         env = {**environment("redis://127.0.0.1:1", url=url, token=bearer), **variables}
         clean = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES", "FORCE_COLOR")}
         if not variables.get("NO_COLOR"):
             clean.pop("NO_COLOR", None)
-        terminal = Terminal([sys.executable, "-m", "broker", *arguments], clean, columns=columns)
+        code = f"from broker.cli import interrupts, main; interrupts.SECOND_SECONDS = {second_seconds}; main()"
+        terminal = Terminal([sys.executable, "-c", code, *arguments], clean, columns=columns)
         opened.append(terminal)
         return terminal
 
@@ -225,7 +228,7 @@ def test_what_the_terminal_wrote_for_ctrl_c_does_not_stay_at_the_beginning_of_a_
 
 
 def test_ctrl_c_twice_cancels(broker: Open, alice: Client) -> None:
-    terminal = broker("ask", "x", "--agent", "hangs")
+    terminal = broker("ask", "x", "--agent", "hangs", second_seconds=60)
     terminal.shows("waiting")
     terminal.type(CTRL_C)
     request_id = detached(terminal)[1]

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from broker.cli.interrupts import Interrupts, again
+from broker.cli import interrupts as module
+from broker.cli.interrupts import Interrupts
 
 
 def ctrl_c() -> None:
@@ -34,22 +35,10 @@ def test_what_is_held_ends_first() -> None:
 
 
 def test_a_second_one_interrupts_also_what_is_held() -> None:
-    with Interrupts() as interrupts:
-        with pytest.raises(KeyboardInterrupt), interrupts.held():
-            ctrl_c()
-            ctrl_c()
-            time.sleep(10)
-        with interrupts.held():
-            pass
-
-
-def test_one_ctrl_c_interrupts_once() -> None:
-    with Interrupts() as interrupts:
-        with pytest.raises(KeyboardInterrupt), interrupts.held():
-            ctrl_c()
-            time.sleep(0.01)
-        with interrupts.held():
-            pass
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.held():
+        ctrl_c()
+        ctrl_c()
+        time.sleep(10)
 
 
 def test_an_error_in_what_is_held_is_not_lost_behind_ctrl_c() -> None:
@@ -77,9 +66,41 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_ctrl_c_counts_within_its_time() -> None:
-    assert not again(0.01)
-    timer = threading.Timer(0.05, ctrl_c)
-    timer.start()
-    assert again(10)
-    timer.join()
+def interrupted(interrupts: Interrupts) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+        time.sleep(10)
+
+
+def test_a_second_ctrl_c_counts_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECOND_SECONDS", 10)
+    with Interrupts() as interrupts:
+        interrupted(interrupts)
+        timer = threading.Timer(0.05, ctrl_c)
+        timer.start()
+        assert interrupts.again()
+        timer.join()
+
+
+def test_without_a_second_ctrl_c_there_was_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECOND_SECONDS", 0.01)
+    with Interrupts() as interrupts:
+        interrupted(interrupts)
+        assert not interrupts.again()
+
+
+def test_a_second_ctrl_c_that_comes_early_breaks_nothing_off_and_counts() -> None:
+    with Interrupts() as interrupts:
+        interrupted(interrupts)
+        ctrl_c()
+        with interrupts.held():
+            ctrl_c()
+        assert interrupts.again()
+
+
+def test_the_one_after_the_second_interrupts_again() -> None:
+    with Interrupts() as interrupts:
+        interrupted(interrupts)
+        ctrl_c()
+        assert interrupts.again()
+        interrupted(interrupts)
