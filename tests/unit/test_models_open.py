@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.models import open_model
 from worker.models.model import ModelError, Options
@@ -41,6 +42,22 @@ def test_without_a_base_url_it_is_openai(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_server_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server(monkeypatch, "http://127.0.0.1:1/v1").key == PLACEHOLDER_KEY
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:11434/v1", "x", "http://", "http://[::1/v1", "ftp://h/v1", "http://h:99999/v1", "http://h/\x01", "/v1"],
+)
+def test_what_is_no_url_of_a_server_refuses_to_start(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(Misconfigured, match="OPENAI_BASE_URL"):
+        server(monkeypatch, url)
+
+
+@pytest.mark.parametrize("key", ["clé", "a\nb", "\udc80"])
+def test_a_key_that_no_header_can_carry_refuses_to_start(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    with pytest.raises(Misconfigured, match="OPENAI_API_KEY") as refused:
+        server(monkeypatch, "http://[::1]:1/v1", key)
+    assert key not in str(refused.value)
 
 
 async def test_openai_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
