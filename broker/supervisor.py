@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,6 @@ class Program:
 
     name: str
     command: Sequence[str]
-    environment: dict[str, str] = field(default_factory=dict)
     pass_fds: Sequence[int] = ()
     log: Path | None = None
     """Where its output is appended to; without one it has its parent's."""
@@ -137,7 +135,6 @@ class _Stage:
             with program.log.open("ab") if program.log else contextlib.nullcontext() as output:
                 child = await asyncio.create_subprocess_exec(
                     *program.command,
-                    env={**os.environ, **program.environment},
                     pass_fds=program.pass_fds,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,

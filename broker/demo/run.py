@@ -21,6 +21,7 @@ import click
 import httpx
 
 from broker import settings
+from broker.client import AsyncClient
 from broker.client.site import DEFAULT_URL
 from broker.demo import redis_server
 from broker.errors import Misconfigured, Unavailable
@@ -187,8 +188,8 @@ async def _main(demo: Demo, programs: Sequence[Program], *, stop_seconds: float)
 async def _introduce(demo: Demo, supervisor: Supervisor) -> None:
     """Prints the lines to paste once they work. Without success it says why, and stops everything."""
     try:
-        async with httpx.AsyncClient(base_url=demo.url, headers=demo.headers, trust_env=False) as client:
-            await _ready(client)
+        await _ready(demo.url)
+        async with AsyncClient(demo.url, demo.token or "") as client:
             sample = await _run_sample(client)
     except Exception as error:  # whatever it is, nothing may be left running
         if not supervisor.stopping:
@@ -198,44 +199,28 @@ async def _introduce(demo: Demo, supervisor: Supervisor) -> None:
     _say(introduction(demo, sample))
 
 
-async def _ready(client: httpx.AsyncClient) -> None:
+async def _ready(url: str) -> None:
     """Raises Unavailable, with the gateway's own words, when it is not ready in time."""
     reason = "the gateway does not answer"
     try:
-        async with asyncio.timeout(_READY_SECONDS):
+        async with asyncio.timeout(_READY_SECONDS), httpx.AsyncClient(trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):
-                    answer = await client.get("/readyz")
+                    answer = await client.get(f"{url}/readyz")
                     if answer.status_code == 200:
                         return
-                    reason = _problem(answer)
+                    reason = answer.json()["detail"]
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise Unavailable(f"not ready after {_READY_SECONDS:.0f} seconds: {reason}") from None
 
 
-async def _run_sample(client: httpx.AsyncClient) -> Sample:
+async def _run_sample(client: AsyncClient) -> Sample:
     """The built-in agent without a model, which costs nothing, whatever the default agent is."""
-    sample = {"query": QUESTION, "agent": "research", "parameters": {"model": False}}
-    answer = await client.post("/api/v1/query", json=sample)
-    run = _checked(answer)["links"]["self"]
-    wait = {"wait": str(_SAMPLE_SECONDS)}
-    _checked(await client.get(run, params=wait, timeout=_SAMPLE_SECONDS + 10))
-    events = _checked(await client.get(f"{run}/events", params={"limit": "500"}))["events"]
-    return Sample(request_id=answer.json()["request_id"], middle=events[len(events) // 2]["id"])
-
-
-def _checked(answer: httpx.Response) -> Any:
-    if not answer.is_success:
-        raise Unavailable(_problem(answer))
-    return answer.json()
-
-
-def _problem(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, TypeError, KeyError):
-        return f"status {answer.status_code}"
+    accepted = await client.submit(QUESTION, agent="research", parameters={"model": False})
+    await client.result(accepted.request_id, wait=_SAMPLE_SECONDS)
+    ids = [event.id async for event in client.events(accepted.request_id)]
+    return Sample(request_id=accepted.request_id, middle=str(ids[len(ids) // 2]))
 
 
 def introduction(demo: Demo, sample: Sample) -> str:
