@@ -30,3 +30,19 @@ def test_every_link_leads_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("folder", ["broker", "broker/runs", "broker/gateway", "worker"])
+def test_the_design_says_where_each_thing_is(folder: str) -> None:
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    [row] = re.findall(rf"^\| `{folder}/` \| (.+) \|$", page, re.MULTILINE)
+    if folder == "broker/gateway":
+        row += "".join(re.findall(r"^\| … fan-out \| (.+) \|$", page, re.MULTILINE))
+    modules = {path.stem for path in (ROOT / folder).glob("*.py") if not path.stem.startswith("__")}
+    assert modules <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_design_names_each_package() -> None:
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    for file in [*(ROOT / "broker").glob("*/__init__.py"), *(ROOT / "worker").glob("*/__init__.py")]:
+        assert f"`{file.parent.relative_to(ROOT)}/`" in page
