@@ -217,9 +217,9 @@ def test_ctrl_c_while_there_is_a_bar_leaves_a_clean_terminal(broker: Open, play:
 
 
 def test_what_the_terminal_wrote_for_ctrl_c_does_not_stay_at_the_beginning_of_a_line(broker: Open, play: Play) -> None:
-    play.then("message", text="Searching.").gate()
+    play.then("token", text="a line\n").gate()
     terminal = broker("ask", "x", *play.options)
-    terminal.shows("Searching.")
+    terminal.shows("a line")
     terminal.type(CTRL_C)
     detached(terminal)
     assert terminal.wait() == 130
