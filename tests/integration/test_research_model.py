@@ -100,6 +100,22 @@ async def test_the_model_plans_screens_and_answers(stub: ModelStub, agent: Agent
     assert end.usage["total_tokens"] == end.usage["prompt_tokens"] + end.usage["completion_tokens"]
 
 
+async def test_usage_that_the_server_does_not_tell_is_left_out(agent: Agent) -> None:
+    usage = final(await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[usage=none]]")).usage
+    assert usage.keys() == {"documents", "passages", "model", "finish_reason", "citations_dropped"}
+
+
+async def test_usage_that_the_server_tells_of_some_stages_is_theirs(agent: Agent) -> None:
+    usage = final(await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[usage@cite=none]] [[cached=2]]")).usage
+    assert usage["cached_tokens"] == 4
+
+
+@pytest.mark.parametrize(("limit", "reason", "words"), [(5, "length", 5), (50, "stop", 10)])
+async def test_an_answer_that_was_cut_says_so(agent: Agent, limit: int, reason: str, words: int) -> None:
+    steps = await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[tokens@cite=10]]", max_tokens=limit)
+    assert (final(steps).usage["finish_reason"], len(text(steps).split())) == (reason, words)
+
+
 async def test_a_citation_that_holds_stays_and_one_that_does_not_is_dropped(stub: ModelStub, agent: Agent) -> None:
     first = (await steps_of(agent, f"{QUESTION} two. {PLAN} {SCREEN}"))[0]
     assert isinstance(first, Event)
@@ -136,6 +152,7 @@ async def test_a_model_that_keeps_no_passage_is_not_asked_for_an_answer(stub: Mo
     assert text(steps) == NOTHING_FOUND
     assert asked(stub, "four.") == ["plan", "screen"]
     assert final(steps).citations == []
+    assert final(steps).usage["finish_reason"] == "stop"
 
 
 async def test_nothing_found_is_not_screened(stub: ModelStub, agent: Agent) -> None:

@@ -202,18 +202,7 @@ class _Talk:
 
     def _usage(self, end: End) -> dict[str, Any]:
         """Of all rounds; without tokens where the server does not tell."""
-        used = self._said.usage
-        tokens = (
-            {}
-            if used is None
-            else {
-                "prompt_tokens": used.prompt,
-                "completion_tokens": used.completion,
-                "total_tokens": used.prompt + used.completion,
-                "cached_tokens": used.cached,
-                "reasoning_tokens": used.reasoning,
-            }
-        )
+        tokens = self._said.usage.told() if self._said.usage is not None else {}
         return {**tokens, "rounds": self._said.rounds, "model": self._wanted.model, "finish_reason": end.reason}
 
 

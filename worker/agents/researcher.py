@@ -35,7 +35,6 @@ NOTHING_FOUND = "Nothing in the documents answers this question."
 Step = Event | Checkpoint
 _CHARACTER_BYTES = 12
 """The most that one needs in ASCII JSON."""
-_USAGE = ("prompt", "completion", "cached", "reasoning")
 
 
 class Candidate(BaseModel):
@@ -82,8 +81,8 @@ class State(BaseModel):
     candidates: tuple[Candidate, ...]
     documents: int
     passages: int
-    usage: tuple[int, int, int, int]
-    """Prompt, completion, cached and reasoning tokens until then."""
+    usage: Usage | None
+    """Until then, as far as the server has told."""
 
     @staticmethod
     def restored(state: Any) -> State | None:
@@ -121,15 +120,16 @@ class Researcher:
         self._model = model
         self._search = search
         self._wanted = wanted
-        self._usage = Usage()
+        self._usage: Usage | None = None
         self._heard = ""
+        self._reason = "stop"
 
     async def events(self) -> AsyncGenerator[Step, None]:
         """All of them, the last one the end of the run."""
         try:
             state = State.restored(self._run.restored)
             if state is not None:
-                self._usage = Usage(**dict(zip(_USAGE, state.usage, strict=True)))
+                self._usage = state.usage
             while state is None or state.stage == "found":
                 async with aclosing(self._find() if state is None else self._screen(state)) as steps:
                     async for step in steps:
@@ -167,7 +167,7 @@ class Researcher:
             candidates=tuple(candidates),
             documents=found[0].documents,
             passages=found[0].passages,
-            usage=self._used,
+            usage=self._usage,
         )
 
     async def _screen(self, state: State) -> AsyncGenerator[Event | State, None]:
@@ -184,7 +184,7 @@ class Researcher:
         kept = kept[: self._wanted.max_sources]
         yield Progress(percent=60, message="Reading the best sources")
         yield stage("analyzed", [candidate.shown(candidate.text) for candidate in kept])
-        yield state.model_copy(update={"stage": "screened", "candidates": tuple(kept), "usage": self._used})
+        yield state.model_copy(update={"stage": "screened", "candidates": tuple(kept), "usage": self._usage})
 
     async def _answer(self, state: State) -> AsyncGenerator[Event, None]:
         if not state.candidates:
@@ -192,7 +192,7 @@ class Researcher:
             yield Message(text=answer)
             yield Token(text=answer)
             yield Progress(percent=100, message="Done")
-            yield Final(usage=self._told(state, dropped=0))
+            yield Final(usage=self._told(state, dropped=0, reason="stop"))
             return
         yield Progress(percent=80, message="Writing the answer")
         passages = [f"{candidate.around}: {candidate.text}" for candidate in state.candidates]
@@ -204,15 +204,17 @@ class Researcher:
                     await self._wanted.tick()
                 yield event
         yield Progress(percent=100, message="Done")
-        yield Final(citations=_citations(citer, state.candidates), usage=self._told(state, dropped=citer.dropped))
+        usage = self._told(state, dropped=citer.dropped, reason=self._reason)
+        yield Final(citations=_citations(citer, state.candidates), usage=usage)
 
     async def _ask(
         self, messages: Sequence[Said], citer: Citer | None = None, sampling: dict[str, Any] | None = None
     ) -> AsyncGenerator[Event, None]:
         """One answer of the model: its reasoning, and with `citer` its text, without the citations that do not hold.
-        Without, the text is for us: it is in `_heard` then.
+        Without, the text is for us: it is in `_heard` then. Why it ended is in `_reason`.
         """
         heard, joiner, now = list[str](), Joiner(), asyncio.get_running_loop().time
+        end: End | None = None
         options = Options(model=self._wanted.model, deadline=self._run.deadline, parameters=sampling or {})
         failure: ModelError | None = None
         async with Feed(self._model.stream(sendable(messages), [], options)) as feed:
@@ -228,7 +230,7 @@ class Researcher:
                         heard.append(piece.text)
                         joiner.add(Token, citer.feed(piece.text) if citer else "", now())
                     elif isinstance(piece, End):
-                        self._usage += piece.usage or Usage()
+                        end = piece
                 for event in joiner.take(now()):
                     yield event
         joiner.add(Token, citer.end() if citer else "", now())
@@ -236,24 +238,19 @@ class Researcher:
             yield event
         if failure is not None:
             raise failure
-        self._heard = "".join(heard)
+        if end is None:
+            raise ModelError("model_broken", "The model's answer broke off.")
+        self._usage = end.usage if self._usage is None else self._usage + (end.usage or Usage())
+        self._heard, self._reason = "".join(heard), end.reason
 
-    @property
-    def _used(self) -> tuple[int, int, int, int]:
-        usage = self._usage
-        return usage.prompt, usage.completion, usage.cached, usage.reasoning
-
-    def _told(self, state: State, *, dropped: int) -> dict[str, Any]:
-        prompt, completion, cached, reasoning = self._used
+    def _told(self, state: State, *, dropped: int, reason: str) -> dict[str, Any]:
+        """The usage of the run; without tokens where the server does not tell."""
         return {
             "documents": state.documents,
             "passages": state.passages,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "cached_tokens": cached,
-            "reasoning_tokens": reasoning,
+            **(self._usage.told() if self._usage is not None else {}),
             "model": self._wanted.model,
+            "finish_reason": reason,
             "citations_dropped": dropped,
         }
 

@@ -77,6 +77,16 @@ class Usage:
             reasoning=self.reasoning + other.reasoning,
         )
 
+    def told(self) -> dict[str, int]:
+        """As the usage of a run has it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "cached_tokens": self.cached,
+            "reasoning_tokens": self.reasoning,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class End:
