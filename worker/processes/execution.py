@@ -35,7 +35,7 @@ class Execution:
         """At most WINDOW and the end. None: the process has ended."""
         self._taken = 0
         self._answering: set[asyncio.Task[None]] = set()
-        self._begun = False
+        self.begun = False
         self._decided = asyncio.Event()
         """It has begun, or never will."""
         self._closed = asyncio.Event()
@@ -44,7 +44,7 @@ class Execution:
     async def begins(self, seconds: float) -> bool:
         """Whether it begins within this time; an agent process that is blocked begins nothing."""
         await within(seconds, self._decided)
-        return self._begun
+        return self.begun
 
     @property
     def lost(self) -> bool:
@@ -80,8 +80,8 @@ class Execution:
             self._process.kill()
         await self._closed.wait()
 
-    def begun(self) -> None:
-        self._begun = True
+    def has_begun(self) -> None:
+        self.begun = True
         self._decided.set()
 
     def take(self, message: Yielded | Saved | Ended) -> None:

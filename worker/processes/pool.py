@@ -71,22 +71,22 @@ class Pool:
         return agent
 
     async def _begin(self, name: str, run: Run) -> Execution:
-        """Executes it where it begins soon: a process may have been blocked just when it was chosen."""
-        patience = PING_SECONDS
+        """Executes it where it begins soon: a process may have been blocked just when it was chosen.
+
+        One that turns again at the very moment when another is chosen may begin the agent too, and closes it at once.
+        """
         while True:
-            execution = (await self._free()).begin(name, run)
-            begun = False
+            process = await self._free()
+            execution = process.begin(name, run)
             try:
-                while not begun and not execution.lost:
-                    begun = await execution.begins(patience)
-                    if not begun and any(not process.blocked for process in self._processes):
+                while not await execution.begins(PING_SECONDS) and not execution.lost:
+                    if process.blocked and any(not other.blocked for other in self._processes):
                         break
-                if begun:
+                if execution.begun:
                     return execution
             finally:
-                if not begun:
+                if not execution.begun:
                     execution.abandon()
-            patience *= 2
 
     async def _free(self) -> AgentProcess:
         while True:

@@ -191,7 +191,7 @@ class AgentProcess:
             case Pong():
                 self._pong.set()
             case Begun():
-                self._executions[message.number].begun()
+                self._executions[message.number].has_begun()
             case Closed():
                 self._executions.pop(message.number).closed()
             case Yielded() | Saved() | Ended():
