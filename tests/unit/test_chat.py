@@ -206,14 +206,23 @@ async def test_an_answer_without_an_end_is_a_broken_one(bench: Bench) -> None:
 
 
 async def test_a_conversation_that_is_too_large_for_a_checkpoint_goes_on_without(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds: list[list[Piece]] = [[count(str(n), 20_000), end("tool_calls")] for n in range(4)]
+    """And is not written again with each result, only to be too large again."""
+    written: list[int] = []
+
+    def counted(value: Any) -> str:
+        written.append(len(dumps(value)))
+        return dumps(value)
+
+    monkeypatch.setattr(chat_module, "dumps", counted)
+    rounds: list[list[Piece]] = [[count(str(n), 20_000), end("tool_calls")] for n in range(6)]
     items = await bench.items(Scripted(*rounds, [Text(text="done"), end()]))
     assert isinstance(items[-1], Final) and said(items) == "done"
     states = [len(dumps(item.state)) for item in items if isinstance(item, Checkpoint)]
     assert len(states) == 7 and max(states) <= MAX_EVENT_BYTES
     assert sum("too large for a checkpoint" in record.message for record in caplog.records) == 1
+    assert sum(size > MAX_EVENT_BYTES for size in written) == 1
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class _Talk:
         self._now = asyncio.get_running_loop().time
         self._end: End | None = None
         """Of the answer that called nothing."""
-        self._warned = False
+        self._too_large = False
         self._at_once = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def events(self) -> AsyncGenerator[Event | Checkpoint, None]:
@@ -188,13 +188,17 @@ class _Talk:
             return await self._tools.call(call, self._run, self._wanted.tools)
 
     def _checkpoint(self) -> Iterator[Checkpoint]:
-        """One, or none where the conversation is too large: a later attempt then begins at an earlier one."""
+        """One, or none once the conversation is too large, as it only grows: a later attempt then begins at an earlier
+        one.
+        """
+        if self._too_large:
+            return
         state = self._said.model_dump(mode="json")
         size = len(dumps(state))
         if size <= MAX_EVENT_BYTES:
             yield Checkpoint(state=state)
-        elif not self._warned:
-            self._warned = True
+        else:
+            self._too_large = True
             logger.warning(
                 "a conversation is too large for a checkpoint; a later attempt would call its last tools again",
                 extra={"request_id": self._run.request_id, "bytes": size},
