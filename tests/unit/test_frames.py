@@ -63,7 +63,16 @@ class Evil:
         return os.system, ("true",)
 
 
-@pytest.mark.parametrize("value", [Evil(), Token(text="x"), os.system, Run(request_id="", query=""), Load], ids=str)
+FOREIGN = {
+    "evil": Evil(),
+    "event": Token(text="x"),
+    "function": os.system,
+    "run": Run(request_id="", query=""),
+    "class": Load,
+}
+
+
+@pytest.mark.parametrize("value", FOREIGN.values(), ids=FOREIGN.keys())
 def test_a_worker_reads_nothing_from_a_process_but_messages_of_texts_and_numbers(value: Any) -> None:
     with pytest.raises(pickle.UnpicklingError, match="does not come from an agent process"):
         Decoder(upward=True).feed(encode(Saved(1, value)))
