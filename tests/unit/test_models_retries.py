@@ -39,8 +39,15 @@ def test_a_wish_beyond_the_deadline_fails_at_once() -> None:
     assert retries(deadline=100).pause(Failed("model_rate_limited", "slow", after=101), 0) is None
 
 
-def test_a_wish_of_the_server_may_be_longer_than_the_patience() -> None:
-    assert retries(seconds=10).pause(Failed("model_rate_limited", "slow", after=60), 0) is not None
+def test_a_wish_beyond_the_patience_fails_at_once() -> None:
+    assert retries(seconds=10).pause(Failed("model_rate_limited", "slow", after=11), 0) is None
+    assert retries(seconds=10).pause(Failed("model_rate_limited", "slow", after=9), 0) is not None
+
+
+def test_a_wish_counts_from_the_first_failure_too() -> None:
+    patient = retries(seconds=10)
+    assert patient.pause(DOWN, 1000) is not None
+    assert patient.pause(Failed("model_rate_limited", "slow", after=5), 1006) is None
 
 
 def test_no_patience_means_no_second_try() -> None:
@@ -68,7 +75,7 @@ def test_patience_counts_from_the_first_failure() -> None:
     jitter=st.floats(0, 1),
     wishes=st.lists(st.none() | st.floats(0, 100), max_size=30),
 )
-def test_no_try_begins_after_the_deadline(
+def test_no_try_begins_after_the_deadline_or_beyond_the_patience(
     deadline: float, seconds: float, jitter: float, wishes: list[float | None]
 ) -> None:
     patient, now = Retries(deadline=deadline, seconds=seconds, jitter=lambda: jitter), 0.0
@@ -79,3 +86,4 @@ def test_no_try_begins_after_the_deadline(
         assert pause >= (wish or 0)
         now += pause
         assert now < deadline
+        assert now <= seconds

@@ -41,8 +41,6 @@ class Retries:
             return None
         backoff = self._pause * (0.5 + self._jitter() / 2)
         self._pause = min(2 * self._pause, LONGEST_SECONDS)
-        if failed.after is None:
-            over, pause = now + backoff > self._failed + self._seconds, backoff
-        else:
-            over, pause = now >= self._failed + self._seconds, failed.after + backoff / 10
-        return None if over or now + pause >= self._deadline else pause
+        pause = backoff if failed.after is None else failed.after + backoff / 10
+        over = now + pause > self._failed + self._seconds or now + pause >= self._deadline
+        return None if over else pause
