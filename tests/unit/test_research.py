@@ -327,8 +327,19 @@ async def test_a_bad_parameter_is_named(parameters: dict[str, Any]) -> None:
     assert error.message.startswith(f"{name} must be")
 
 
-async def test_parameters_may_be_absent_or_null_or_of_other_agents() -> None:
-    assert (await ask(pace=None, max_sources=None, language="en")).final == (await ask()).final
+async def test_parameters_may_be_absent_or_null_or_for_a_model_that_is_not_there() -> None:
+    assert (await ask(pace=None, max_sources=None, temperature=1, model=False)).final == (await ask()).final
+
+
+@pytest.mark.parametrize("unknown", ["language", "max_source", "\ud800" * 100_000])
+async def test_a_parameter_that_research_does_not_have_is_named(unknown: str) -> None:
+    (error,) = (await ask(**{unknown: "en"})).steps
+    assert isinstance(error, Error)
+    assert error.code == "invalid_parameter"
+    assert error.message.startswith(f"research has no parameter {unknown[:100]}")
+    assert len(error.json_data()) < 64 * 1024
+    if len(unknown) < 100:
+        assert "; it has model, temperature, " in error.message and "max_sources" in error.message
 
 
 # Restoring

@@ -17,7 +17,7 @@ from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
 from worker.models import open_model
 from worker.models.model import Call, End, Message, Model, ModelError, Options, Piece, Text, Thought
-from worker.models.parameters import SAMPLING, BadParameter, allowed_parameters
+from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
 from worker.tools.registry import Tools
 from worker.tools.result import MAX_RESULT_BYTES, Result, cut
 from worker.tools.tool import parse_arguments
@@ -28,7 +28,6 @@ CALLS_AT_ONCE = 16
 """Of one run: a model may ask for any number."""
 _BETWEEN_ROUNDS = "\n\n"
 _SHOWN_NAME = 200
-_SHOWN_MESSAGE = 2000
 
 
 def make_chat(settings: Settings, tools: Tools) -> Agent:
@@ -40,7 +39,7 @@ def make_chat(settings: Settings, tools: Tools) -> Agent:
         try:
             wanted = Wanted.of(run.parameters, settings, tools)
         except BadParameter as error:
-            yield Error(code="invalid_parameter", message=cut(str(error), _SHOWN_MESSAGE))
+            yield Error(code="invalid_parameter", message=cut(str(error), SHOWN_MESSAGE))
             return
         except ModelError as error:
             yield Error(code=error.code, message=str(error))
@@ -68,9 +67,7 @@ class Wanted:
     def of(given: dict[str, Any], settings: Settings, tools: Tools) -> Wanted:
         """Raises BadParameter, and ModelError where there is no model."""
         model, sampling = allowed_parameters(given, settings)
-        known = ("model", *SAMPLING, "tools")
-        if unknown := [name for name in given if name not in known]:
-            raise BadParameter(f"chat has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+        refuse_unknown("chat", given, ("model", *SAMPLING, "tools"))
         return Wanted(model=model, sampling=sampling, tools=_narrowed(given.get("tools"), tools.names))
 
 

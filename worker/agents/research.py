@@ -26,7 +26,8 @@ from worker.agents.search import search
 from worker.agents.stages import Place, stage
 from worker.documents.index import Found, Hit
 from worker.models import open_model
-from worker.models.parameters import BadParameter, allowed_parameters
+from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
+from worker.tools.result import cut
 
 DEFAULT_SOURCES = 5
 MOST_SOURCES = 20
@@ -42,7 +43,8 @@ class Parameters:
 
     @staticmethod
     def of(given: dict[str, Any]) -> Parameters:
-        """Parameters of other names are ignored. Raises BadParameter."""
+        """Raises BadParameter."""
+        refuse_unknown("research", given, ("model", *SAMPLING, "pace", "max_sources"))
         pace, max_sources = given.get("pace"), given.get("max_sources")
         return Parameters(
             pace=None if pace is None else _pace(pace),
@@ -100,8 +102,8 @@ def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
         try:
             parameters = Parameters.of(run.parameters)
             wanted_model = _wanted_model(run.parameters, settings)
-        except ValueError as error:
-            yield Error(code="invalid_parameter", message=str(error))
+        except BadParameter as error:
+            yield Error(code="invalid_parameter", message=cut(str(error), SHOWN_MESSAGE))
             return
         clock = Clock(parameters.pace)
         if model is not None and wanted_model is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from broker.settings import Settings
@@ -12,6 +12,8 @@ from worker.models.model import ModelError
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 MOST_MODEL_CHARS = 200
 """It is told again in the usage and in errors, for which an event has little room."""
+SHOWN_MESSAGE = 2000
+"""So many bytes of a BadParameter are told: what it names may be long."""
 MOST_STOPS = 4
 MOST_STOP_CHARS = 200
 
@@ -35,6 +37,12 @@ def allowed_parameters(given: Mapping[str, Any], settings: Settings) -> tuple[st
                 raise BadParameter(f"{name} is not a parameter of Responses, which is the API in use here")
             checked[name] = check(name, given[name])
     return _model(given.get("model"), settings.model, settings.models), checked
+
+
+def refuse_unknown(agent: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises BadParameter, which names those that the agent does not have, and those that it has."""
+    if unknown := [name for name in given if name not in known]:
+        raise BadParameter(f"{agent} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def _model(given: Any, default: str, others: tuple[str, ...]) -> str:
@@ -96,5 +104,3 @@ SAMPLING: dict[str, Callable[[str, Any], Any]] = {
     "reasoning_effort": _effort,
 }
 """The sampling parameters that a run may set, and how each is checked."""
-
-NAMES = tuple(SAMPLING)
