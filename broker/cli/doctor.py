@@ -10,29 +10,27 @@ from dataclasses import replace
 
 import click
 
-from broker.cli.access import TOKEN_HELP
+from broker.cli.access import TOKEN_HELP, chosen
 from broker.cli.text import make_legible, one_line
 
 
 @click.command()
-@click.option(
-    "--url", metavar="URL", help="Look at this gateway and the way to it, and not at the settings; else BROKER_URL."
-)
+@click.option("--url", metavar="URL", help="Look at this gateway and the way to it, and not at the settings.")
 @click.option("--token", metavar="TOKEN", help=TOKEN_HELP)
 @click.option(
     "--seconds",
     default=20.0,
     show_default=True,
     type=click.FloatRange(3, 3600),
-    help="With a URL: for how long an idle stream is watched.",
+    help="With --url: for how long an idle stream is watched.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(url: str | None, token: str | None, seconds: float, as_json: bool) -> None:
     """Say what is wrong with a deployment, and what to do about it.
 
-    Without a URL: what the BROKER_… settings name, which are Redis, the queue, the workers and the keys of tokens.
+    Without --url: what the BROKER_… settings name, which are Redis, the queue, the workers and the keys of tokens.
 
-    With a URL: a gateway and everything on the way to it. Two short runs of the agent `research` show whether anything
+    With --url: a gateway and everything on the way to it. Two short runs of the agent `research` show whether anything
     buffers, delays or cuts a stream; they cost nothing and are deleted at the end.
 
     Exit codes: 0 all is fine (notes allowed), 1 there are warnings, 2 there are errors, or wrong usage. docs/doctor.md
@@ -45,9 +43,7 @@ def doctor(url: str | None, token: str | None, seconds: float, as_json: bool) ->
     from broker.doctor.way import examine_way
     from broker.errors import Misconfigured
 
-    given = click.get_current_context().find_root().params
-    url = url or given.get("url") or os.environ.get("BROKER_URL")
-    token = token or given.get("token") or os.environ.get("BROKER_TOKEN")
+    url, token = chosen("url", url), chosen("token", token)
     try:
         loaded = settings.load()
     except Misconfigured as failure:

@@ -52,6 +52,8 @@ def site(url: str | None, token: Token | None, *, timeout: float, patience: floa
 
 
 def _checked(url: str) -> str:
+    if "@" in url:  # what stands before it must not be told
+        raise Misconfigured("The URL of the broker (BROKER_URL) has an @; credentials go into BROKER_TOKEN.")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -59,8 +61,6 @@ def _checked(url: str) -> str:
         raise Misconfigured(f"The URL of the broker (BROKER_URL) is not one: {error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise Misconfigured(f"The URL of the broker (BROKER_URL) is {url!r}, not of the form {DEFAULT_URL}.")
-    if parts.username is not None or parts.password is not None:
-        raise Misconfigured("The URL of the broker (BROKER_URL) has a user name; credentials go into BROKER_TOKEN.")
     if parts.query or parts.fragment:
         raise Misconfigured("The URL of the broker (BROKER_URL) may have a path, but no query and no fragment.")
     return url.rstrip("/")

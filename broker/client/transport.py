@@ -12,13 +12,21 @@ import httpx
 from broker.client.calls import Answer, Call, run_path
 from broker.client.site import Site
 from broker.client.tail import Broken, Tail
+from broker.errors import Misconfigured
 
 CONNECT_SECONDS = 10.0
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 def options(site: Site) -> dict[str, Any]:
-    """Of an httpx client. As many connections as there are streams; a redirect would carry the token elsewhere."""
+    """Of an httpx client. As many connections as there are streams; a redirect would carry the token elsewhere.
+
+    Raises Misconfigured for a URL that httpx takes for none, or whose host the resolver would stumble over.
+    """
+    try:
+        httpx.URL(site.url).raw_host.decode("ascii").encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise Misconfigured(f"The URL of the broker (BROKER_URL) is not one: {error}.") from None
     return {
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
         "follow_redirects": False,

@@ -6,12 +6,15 @@ import asyncio
 
 import httpx
 
+from broker.client import transport
+from broker.client.site import site
 from broker.doctor.clock import judge_gateway_clock
 from broker.doctor.finding import Finding, Severity, error, note
 from broker.doctor.gateway import judge_gateway, judge_refusal, look_at_gateway, reason
 from broker.doctor.probe import Received, Recording, Refused, probe
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume
-from broker.settings import Settings, redact_url
+from broker.errors import Misconfigured
+from broker.settings import Settings
 
 WORDS_PER_SECOND = 2.5
 ANSWER_SECONDS = 10.0
@@ -20,21 +23,20 @@ TAKEN_SECONDS = 3.0
 
 
 async def examine_way(url: str, token: str | None, *, seconds: float, settings: Settings) -> list[Finding]:
-    """Takes a little more than `seconds`. Never raises for what it finds."""
-    if not _is_http(url):
-        return [
-            error(
-                "gateway_unreachable",
-                f"{redact_url(url)!r} is no URL of a gateway",
-                "Such as https://broker.example.com",
-            )
-        ]
-    url = url.rstrip("/")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    """Takes a little more than `seconds`. Never raises for what it finds. A `token` of None is BROKER_TOKEN."""
+    try:
+        where = site(url, token, timeout=ANSWER_SECONDS, patience=0, longest_pause=0)
+        options = transport.options(where)
+    except Misconfigured as failure:
+        return [error("gateway_unreachable", failure.detail, "Give its base URL, such as https://broker.example.com.")]
+    try:
+        headers = where.headers()
+    except Misconfigured as failure:
+        return [error("gateway_token", failure.detail, "Look for blanks, line feeds and quotation marks around it.")]
     timeout = httpx.Timeout(ANSWER_SECONDS, read=seconds + ANSWER_SECONDS)
-    async with httpx.AsyncClient(base_url=f"{url}/", headers=headers, timeout=timeout) as client:
+    async with httpx.AsyncClient(**options, base_url=f"{where.url}/", headers=headers, timeout=timeout) as client:
         health = await look_at_gateway(client)
-        found = judge_gateway(redact_url(url), health)
+        found = judge_gateway(where.url, health)
         if any(finding.severity is Severity.ERROR for finding in found):
             return [*found, note("stream_buffering", "streams were not looked at: there is no gateway that is ready")]
         if health.health.ahead_seconds is not None:
@@ -42,7 +44,7 @@ async def examine_way(url: str, token: str | None, *, seconds: float, settings: 
         try:
             found += await _look_at_streams(client, seconds=seconds, heartbeat=settings.heartbeat_seconds)
         except Refused as refused:
-            found.append(judge_refusal(refused.status, str(refused), has_token=token is not None))
+            found.append(judge_refusal(refused.status, str(refused), has_token="Authorization" in headers))
         except (httpx.HTTPError, ValueError, KeyError) as failure:
             found.append(
                 error(
@@ -81,11 +83,3 @@ async def _look_at_streams(client: httpx.AsyncClient, *, seconds: float, heartbe
 def _judge_talking(flow: Recording, log: list[Received]) -> list[Finding]:
     found = judge_head(flow)
     return found if flow.status != 200 else [*found, *judge_flow(flow, log)]
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host)

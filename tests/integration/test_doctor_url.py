@@ -127,8 +127,8 @@ def test_a_gateway_without_a_proxy_is_fine_and_nothing_is_left_behind(gateway: G
 
 
 def test_ctrl_c_leaves_nothing_behind_either(gateway: Gateway, tmp_path: Path) -> None:
-    env = environment("redis://127.0.0.1:1") | {"BROKER_URL": gateway.url, "BROKER_TOKEN": token("hasty")}
-    process = Process(["doctor", "--seconds", "60"], env, tmp_path / "doctor.log")
+    env = environment("redis://127.0.0.1:1") | {"BROKER_TOKEN": token("hasty")}
+    process = Process(["doctor", "--url", gateway.url, "--seconds", "60"], env, tmp_path / "doctor.log")
     try:
         wait_for(lambda: runs_left(gateway, "hasty") == 2)
         process.signal(signal.SIGINT)
@@ -209,6 +209,26 @@ async def test_a_token_that_is_missing_or_wrong_is_named(gateway: Gateway) -> No
     assert (refused.code, refused.severity) == ("gateway_token", ERROR)
 
 
+@pytest.mark.parametrize("characters", ["pelican.and.heron\n", "pelican and heron", "pélican.and.heron", "pelican\x07"])
+def test_a_token_is_taken_as_all_commands_take_it_and_never_printed(gateway: Gateway, characters: str) -> None:
+    """A file that a token is read from ends with a line feed."""
+    done = here("doctor", "--url", gateway.url, "--json", token=characters)
+    assert the(diagnosis(done), "gateway_token").severity is ERROR
+    refused = "gateway refuses" if characters.isascii() and characters.endswith("\n") else "BROKER_TOKEN"
+    assert refused in done.stdout
+    assert "lican" not in done.stdout + done.stderr
+
+
+def test_only_the_option_chooses_the_gateway_and_not_the_settings(gateway: Gateway) -> None:
+    """BROKER_URL is exported for the other commands, often where the settings are too."""
+    settings = {finding.code for finding in diagnosis(here("doctor", "--json", url=gateway.url))}
+    assert "redis_unreachable" in settings
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    for arguments in (("doctor", "--url", nowhere, "--json"), ("--url", nowhere, "doctor", "--json")):
+        findings = diagnosis(here(*arguments, url=gateway.url))
+        assert the(findings, "gateway_unreachable").severity is ERROR and nowhere in findings[0].title
+
+
 async def test_a_gateway_without_its_redis_is_not_ready(launch: Launcher) -> None:
     gateway = launch.gateway(f"redis://127.0.0.1:{free_port()}", ready="/healthz")
     findings = await look(gateway.url)
@@ -248,7 +268,18 @@ def test_what_a_server_says_cannot_control_the_terminal() -> None:
     assert "gone" in done.stdout and "\x1b" not in done.stdout and "\x07" not in done.stdout
 
 
-@pytest.mark.parametrize("url", ["broker.example.com", "ftp://x", "http://127.0.0.1:FREE", "http://127.0.0.1:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "broker.example.com",
+        "ftp://pelican:heron@x",
+        "http://127.0.0.1:FREE",
+        "http://127.0.0.1:x",
+        "http://a..b",
+        "http://[v1.x]",
+    ],
+)
 async def test_a_url_without_a_gateway_is_one_error(url: str) -> None:
-    findings = await look(url.replace("FREE", str(free_port())))
-    assert the(findings, "gateway_unreachable").severity is ERROR
+    finding = the(await look(url.replace("FREE", str(free_port()))), "gateway_unreachable")
+    assert finding.severity is ERROR and finding.advice
+    assert "heron" not in finding.title

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import errors
-from broker.client import calls
+from broker.client import AsyncClient, Client, calls
 from broker.client.backoff import FIRST_CONTACT_SECONDS, Backoff
 from broker.client.calls import LONG_POLL_SECONDS, Answer, Call, Polls, Tries
 from broker.client.errors import ApiError, Unreachable, error_of
@@ -348,6 +348,9 @@ def test_url_and_token_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
         "http://a:x",
         "http://a:99999",
         "http://u:p@a",
+        "ftp://u:p@a",
+        "u:p@a",
+        "http://u:p/a@b",
         "http://a?b",
         "http://a#b",
         "http://[::",
@@ -357,6 +360,13 @@ def test_what_is_no_url_of_a_service_is_refused(url: str) -> None:
     with pytest.raises(Misconfigured, match="BROKER_URL") as refused:
         make(url)
     assert "u:p" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://a..b", "http://ä..b", "http://[v1.x]", "http://a\x7f", "http://" + "a" * 64])
+def test_a_host_that_cannot_be_one_is_refused(url: str) -> None:
+    for client in (Client, AsyncClient):
+        with pytest.raises(Misconfigured, match="BROKER_URL"):
+            client(url)
 
 
 @pytest.mark.parametrize("token", ["a\nb", "a b", "é", "a\x00"])
