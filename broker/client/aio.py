@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A client of the broker, for one owner; a context manager. May be shared by threads, a stream may not."""
+    """A client of the broker, for one owner; a context manager. Of one event loop: its tasks may share it, but no
+    stream.
+    """
 
     def __init__(
         self,

@@ -49,13 +49,13 @@ class ApiError(BrokerError):
         code: str,
         status: int,
         errors: list[dict[str, str]] | None = None,
-        request_id: str | None = None,
+        log_id: str | None = None,
     ) -> None:
-        """`request_id`: by which the log of the gateway knows the request (X-Request-Id)."""
+        """`log_id`: the header X-Request-Id, under which the gateway's log has the request; it is no run's name."""
         super().__init__(detail, errors=errors)
         self.code = code
         self.status = status
-        self.request_id = request_id
+        self.log_id = log_id
 
 
 class Unreachable(BrokerError):
@@ -99,8 +99,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> BrokerErro
         cls = _BY_CODE.get(code)
         if cls is not None:
             return cls(detail, errors=fields)
-        request_id = headers.get("x-request-id")
-        return ApiError(detail, code=code, status=status, errors=fields, request_id=request_id)
+        log_id = headers.get("x-request-id")
+        return ApiError(detail, code=code, status=status, errors=fields, log_id=log_id)
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "an unknown status"
     detail = f"The answer was {status} {phrase}, and not from a broker. Is this its URL?"
     if 300 <= status < 400 and "location" in headers:

@@ -244,7 +244,7 @@ def test_the_fields_that_are_wrong_are_named() -> None:
 def test_a_code_that_has_no_class_is_an_api_error_with_all_that_was_told() -> None:
     error = error_of(429, {"x-request-id": "r"}, problem("too_many_runs", 429).body)
     assert isinstance(error, ApiError)
-    assert (error.code, error.status, error.detail, error.request_id) == ("too_many_runs", 429, "Because.", "r")
+    assert (error.code, error.status, error.detail, error.log_id) == ("too_many_runs", 429, "Because.", "r")
     assert isinstance(error_of(500, {}, problem("internal", 500).body), ApiError)
 
 
