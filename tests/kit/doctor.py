@@ -79,15 +79,17 @@ def diagnosis(done: Done) -> list[Finding]:
     ]
 
 
-def documented_codes() -> set[str]:
-    """Those with a row in the tables of docs/doctor.md."""
-    return set(re.findall(r"(?m)^\| `(\w+)` \|", (ROOT / "docs" / "doctor.md").read_text("utf-8")))
+def documented() -> dict[str, set[str]]:
+    """Each code with a row in the tables of docs/doctor.md, and what its last column says that it may be."""
+    rows = re.findall(r"(?m)^\| `(\w+)` \|.*\|(.*)\|$", (ROOT / "docs" / "doctor.md").read_text("utf-8"))
+    return {code: {word.lower() for word in re.findall(r"(?i)\b(?:note|warning|error)\b", said)} for code, said in rows}
 
 
-def codes_in_source() -> set[str]:
-    """Those that the checks name: the first argument of ok, note, warning, error and make."""
-    found: set[str] = set()
-    for path in (ROOT / "broker").rglob("*doctor*/*.py"):
-        found |= set(re.findall(r'\b(?:ok|note|warning|error|make)\(\s*"(\w+)"', path.read_text("utf-8")))
-    found |= set(re.findall(r'\b(?:error)\("(\w+)"', (ROOT / "broker" / "cli" / "doctor.py").read_text("utf-8")))
+def in_source() -> dict[str, set[str]]:
+    """Each code that the checks name, and what they make of it beside ok: note, warning, error."""
+    found: dict[str, set[str]] = {}
+    for path in [*(ROOT / "broker" / "doctor").glob("*.py"), ROOT / "broker" / "cli" / "doctor.py"]:
+        for made, code in re.findall(r'\b(ok|note|warning|error|make)\(\s*"(\w+)"', path.read_text("utf-8")):
+            severities = found.setdefault(code, set())
+            severities |= {"make": {"warning", "error"}, "ok": set()}.get(made, {made})
     return found
