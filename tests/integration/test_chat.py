@@ -374,6 +374,7 @@ def test_a_model_that_fails_ends_the_run_with_its_code_and_what_was_said_stays(
 ) -> None:
     ended = chat(stage, f"failure [[tokens=9]] [[fail={failure}]]", status="failed")
     assert (ended.run["error"]["code"], ended.run["answer"]) == (code, answer)
+    assert stage.worker.logged("a model failed", request_id=ended.run["request_id"], code=code)
 
 
 def test_cancelling_a_run_closes_its_connection_to_the_model(stage: Stage) -> None:

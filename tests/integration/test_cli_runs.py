@@ -593,4 +593,4 @@ def loaded(arguments: list[str], env: dict[str, str] | None = None) -> set[str]:
     )
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30, check=True)
     heavy = {"starlette", "uvicorn", "redis", "arq", "openai", "jwt", "fakeredis", "pydantic_settings", "uvloop"}
-    return set(done.stderr.split()) & (heavy | {"httpx", "pydantic", "asyncio_mqtt"})
+    return set(done.stderr.split()) & (heavy | {"httpx", "pydantic"})

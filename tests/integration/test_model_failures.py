@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -297,6 +298,24 @@ async def test_a_server_without_responses_is_asked_by_chat_completions_from_then
             assert text((await ask(model, f"{name} [[say=Hello {n}]]")).pieces) == f"Hello {n}"
         paths = [entry["path"] for entry in older.journal(name)]
         assert paths == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n", {"status": 405, "content_type": ""}),
+        (chunked(b"<html></html>", content_type="text/html"), {"status": 200, "content_type": "text/html"}),
+    ],
+)
+async def test_an_operator_is_warned_that_responses_are_given_up(
+    models: Models, answer: Any, told: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    hello = chunked(b'data: {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}\n\n')
+    with Stub([answer], [hello]) as server:
+        assert text((await ask(models.at(server.url + "v1", api="auto"), "hi")).pieces) == "Hello"
+    [warned] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Responses" in warned.message and "until" in warned.message
+    assert {name: vars(warned)[name] for name in told} == told
 
 
 async def test_a_server_with_responses_is_asked_by_them(models: Models, stub: ModelStub, name: str) -> None:

@@ -28,6 +28,7 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 QUESTION = "How hot should the water be for green tea?"
 PLAN = '[[say@plan=["green tea water temperature"]]]'.replace("]]]", "] ]]")
 SCREEN = "[[say@screen=[1, 2] ]]"
+REQUEST_ID = "0" * 32
 TEA = "Green tea wants water of 75 to 80 degrees"
 
 
@@ -60,7 +61,7 @@ def agent(over: Callable[[Path | None], Agent]) -> Agent:
 
 
 async def steps_of(agent: Agent, query: str, *, restored: Any = None, **parameters: Any) -> list[Event | Checkpoint]:
-    run = Run(request_id="0" * 32, query=query, parameters=parameters, restored=restored, deadline=time.time() + 60)
+    run = Run(request_id=REQUEST_ID, query=query, parameters=parameters, restored=restored, deadline=time.time() + 60)
     return [step async for step in agent(run)]
 
 
@@ -217,6 +218,12 @@ async def test_a_failing_model_ends_the_run_with_its_code(agent: Agent, stage: s
     steps = await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[fail@{stage}=context]]")
     assert isinstance(steps[-1], Error)
     assert steps[-1].code == "model_context_too_long"
+
+
+async def test_the_log_says_whose_model_failed(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[fail@cite=500 times=1]]")
+    [failed] = [record for record in caplog.records if record.message == "a model failed"]
+    assert vars(failed)["request_id"] == REQUEST_ID
 
 
 async def test_what_was_streamed_before_a_failure_stays(agent: Agent) -> None:

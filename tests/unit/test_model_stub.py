@@ -59,7 +59,7 @@ def test_events_are_what_the_sdk_declares(query: str) -> None:
 @pytest.mark.parametrize("query", QUERIES[:4])
 def test_both_formats_say_the_same(query: str) -> None:
     answer = answered(query)
-    chunks = feed(completions.Reader("m"), [frame.data for frame in Completions.frames(answer)])
+    chunks = feed(completions.Reader(), [frame.data for frame in Completions.frames(answer)])
     events = feed(responses.Reader("m"), [frame.data for frame in Responses.frames(answer)])
     for read in (text, thoughts, calls):
         assert read(chunks) == read(events)

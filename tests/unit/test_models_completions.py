@@ -20,7 +20,7 @@ WEATHER = ToolSpec(name="weather", description="Tells it.", parameters={"type": 
 
 
 def read(*chunks: dict[str, Any], taken: frozenset[str] = frozenset()) -> list[Piece]:
-    return feed(completions.Reader("m", taken), chunks)
+    return feed(completions.Reader(taken), chunks)
 
 
 def chunk(reason: str | None = None, **delta: Any) -> dict[str, Any]:

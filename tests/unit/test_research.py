@@ -333,7 +333,8 @@ async def test_parameters_may_be_absent_or_null_or_for_a_model_that_is_not_there
 
 @pytest.mark.parametrize("unknown", ["language", "max_source", "\ud800" * 100_000])
 async def test_a_parameter_that_research_does_not_have_is_named(unknown: str) -> None:
-    (error,) = (await ask(**{unknown: "en"})).steps
+    given: dict[str, Any] = {unknown: "en"}
+    (error,) = (await ask(**given)).steps
     assert isinstance(error, Error)
     assert error.code == "invalid_parameter"
     assert error.message.startswith(f"research has no parameter {unknown[:100]}")

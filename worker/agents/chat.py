@@ -121,7 +121,12 @@ class _Talk:
         stream = self._model.stream(
             sendable([*self._before, *self._said.messages]),
             [] if last else self._tools.specs(self._wanted.tools),
-            Options(model=self._wanted.model, deadline=self._run.deadline, parameters=self._wanted.sampling),
+            Options(
+                model=self._wanted.model,
+                deadline=self._run.deadline,
+                request_id=self._run.request_id,
+                parameters=self._wanted.sampling,
+            ),
         )
         answer, failure = _Answer(), None
         async with Feed(stream) as feed:

@@ -215,7 +215,12 @@ class Researcher:
         """
         heard, joiner, now = list[str](), Joiner(), asyncio.get_running_loop().time
         end: End | None = None
-        options = Options(model=self._wanted.model, deadline=self._run.deadline, parameters=sampling or {})
+        options = Options(
+            model=self._wanted.model,
+            deadline=self._run.deadline,
+            request_id=self._run.request_id,
+            parameters=sampling or {},
+        )
         failure: ModelError | None = None
         async with Feed(self._model.stream(sendable(messages), [], options)) as feed:
             while not feed.ended and failure is None:

@@ -68,8 +68,7 @@ class Reader:
     `taken` are the ids of earlier calls: some servers begin each answer with the same ones.
     """
 
-    def __init__(self, model: str, taken: frozenset[str] = frozenset()) -> None:
-        self._model = model
+    def __init__(self, taken: frozenset[str] = frozenset()) -> None:
         self._taken = set(taken)
         self._calls: list[_Open] = []
         self._places: dict[int, _Open] = {}

@@ -32,7 +32,12 @@ class Failed(ModelError):
 
 
 class NoSuchApi(Exception):
-    """The server has no Responses."""
+    """The server has no Responses. What it said instead, for the log."""
+
+    def __init__(self, status: int, content_type: str) -> None:
+        super().__init__(f"{status} {content_type}")
+        self.status = status
+        self.content_type = content_type
 
 
 def broken(words: str = "") -> Failed:

@@ -29,11 +29,12 @@ class ToolSpec:
 class Options:
     """How one answer is to be made. `parameters` are the sampling parameters, already checked against the allow-list.
 
-    `deadline` is when the answer must be there: seconds since the epoch.
+    `deadline` is when the answer must be there: seconds since the epoch. `request_id` is the run's, for the log.
     """
 
     model: str
     deadline: float
+    request_id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
 
 

@@ -82,6 +82,7 @@ class OpenAIModel:
                 logger.warning(
                     "a model failed",
                     extra={
+                        "request_id": options.request_id,
                         "code": failed.code,
                         "reason": self._redacted(str(failed)),
                         "cause": self._redacted(repr(failed.__cause__)),
@@ -118,13 +119,20 @@ class OpenAIModel:
                     async for piece in pieces:
                         yield piece
                 return
-            except NoSuchApi:
+            except NoSuchApi as missing:
                 self._has_responses = False
-                logger.info("the model server has no Responses; it is asked by Chat Completions")
+                logger.warning(
+                    "the model server has no Responses; until a restart it is asked by Chat Completions",
+                    extra={
+                        "request_id": options.request_id,
+                        "status": missing.status,
+                        "content_type": missing.content_type,
+                    },
+                )
         body = completions.request(messages, tools, options, newest=self.server.is_openai)
         if not self._has_stream_options:
             del body["stream_options"]
-        chunks = completions.Reader(options.model, taken)
+        chunks = completions.Reader(taken)
         async with contextlib.aclosing(self._pieces(completions.PATH, body, chunks, options)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -160,18 +168,19 @@ class OpenAIModel:
             )
         except APIStatusError as error:
             missing = error.status_code in _NO_SUCH_API and not failures.is_about_the_model(error.body)
-            if optional and missing:
-                raise NoSuchApi from error
             headers = error.response.headers
+            if optional and missing:
+                raise NoSuchApi(error.status_code, headers.get("content-type", "")) from error
             raise failures.of_status(error.status_code, error.body, headers, model=options.model) from error
         except _DISCONNECTED as error:
             raise self._disconnected(error, failures.unreachable()) from error
         except UnicodeEncodeError as error:
             raise Failed("model_refused_request", "The request has text that UTF-8 cannot carry.") from error
-        if stream.response.headers.get("content-type", "").startswith(("application/json", "text/html")):
+        content_type = stream.response.headers.get("content-type", "")
+        if content_type.startswith(("application/json", "text/html")):
             await stream.close()
             if optional:
-                raise NoSuchApi
+                raise NoSuchApi(stream.response.status_code, content_type)
             raise Failed("model_refused_request", "The model server did not answer with a stream of events.")
         return stream
 
