@@ -141,3 +141,14 @@ def test_no_random_stream_does_either() -> None:
 def test_an_hour_of_text_leaves_room_for_all_attempts_of_a_run() -> None:
     events = worst(10**9, 3600.0, cycle([1]), cycle([Token]), islice(cycle([1.0]), 10**9))
     assert FREELY < events < 14_500
+
+
+def test_a_run_that_is_handed_over_again_and_again_has_room_in_its_log() -> None:
+    """Each attempt is lost after 10,000 tokens, which its model makes in 10 seconds."""
+    events = 0
+    for attempt in range(1, 51):
+        joiner = Joiner(attempt)
+        for n in range(10_000):
+            joiner.add(Token, "word ", n / 1000)
+            events += len(joiner.take(n / 1000))
+    assert FREELY < events < 30_000

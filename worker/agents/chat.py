@@ -96,7 +96,7 @@ class _Talk:
         self._before = before
         self._most_rounds = most_rounds
         self._said = Conversation.restored(run.restored)
-        self._joiner = Joiner()
+        self._joiner = Joiner(run.attempt)
         self._now = asyncio.get_running_loop().time
         self._end: End | None = None
         """Of the answer that called nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.events import Reasoning, Token
 
 FREELY = 10_000
-"""So many events leave as soon as they are taken."""
+"""So many events of a first attempt leave as soon as they are taken."""
 PAUSE_SECONDS = 0.25
 """After these, text waits for more for so long, and twice as long after each SLOWER events."""
 SLOWER = 1_000
@@ -21,11 +21,12 @@ Kind = type[Token] | type[Reasoning]
 class Joiner:
     """What has arrived and has not left: answer and reasoning apart, each in its order. Times are seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int = 1) -> None:
+        """`attempt`: all of a run write into one log, so each has half of the freedom of the one before it."""
         self._waiting: dict[Kind, list[str]] = {}
         self._chars: dict[Kind, int] = {}
         self._since = 0.0
-        self._left = 0
+        self._left = FREELY - (FREELY >> (attempt - 1))
 
     def add(self, kind: Kind, text: str, now: float) -> None:
         if not text:
