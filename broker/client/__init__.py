@@ -1,6 +1,7 @@
 """Python clients of the broker: `Client`, and `AsyncClient` for asyncio. docs/client.md is their manual."""
 
 from broker.client.aio import AsyncClient, AsyncStream
+from broker.client.calls import Submission
 from broker.client.errors import ApiError, DamagedStream, RunCancelled, RunFailed, Unreachable
 from broker.client.models import Accepted, Links, LogEvent, Run, RunError, RunSummary
 from broker.client.received import Received, Unknown
@@ -24,6 +25,7 @@ __all__ = [
     "RunFailed",
     "RunSummary",
     "Stream",
+    "Submission",
     "Unknown",
     "Unreachable",
 ]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import httpx
 
 from broker.client import calls, transport
-from broker.client.calls import Call, Tries
+from broker.client.calls import Call, Submission, Tries
 from broker.client.models import Accepted, LogEvent, Run, RunSummary
 from broker.client.received import Received
 from broker.client.site import Site, Token, site
@@ -66,33 +66,13 @@ class AsyncClient:
 
     # -- runs ------------------------------------------------------------------------------------------------
 
-    async def submit(
-        self,
-        query: str,
-        *,
-        agent: str | None = None,
-        session_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cancel_if_unwatched: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Accepted:
+    async def submit(self, query: str, **given: Unpack[Submission]) -> Accepted:
         """Starts a run, or joins the one that answers this query or key.
 
         After a lost answer it is sent again, for at most 50 s without an `idempotency_key`: that joins the run that
         was started, unless it has failed or was cancelled meanwhile. With a key it joins in any case.
         """
-        return await self._call(
-            calls.submit(
-                query,
-                agent=agent,
-                session_id=session_id,
-                parameters=parameters,
-                metadata=metadata,
-                cancel_if_unwatched=cancel_if_unwatched,
-                idempotency_key=idempotency_key,
-            )
-        )
+        return await self._call(calls.submit(query, **given))
 
     def stream(
         self,
@@ -117,27 +97,9 @@ class AsyncClient:
         )
         return AsyncStream(self._http, self._site, tail, silence)
 
-    async def ask(
-        self,
-        query: str,
-        *,
-        agent: str | None = None,
-        session_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cancel_if_unwatched: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> AsyncStream:
+    async def ask(self, query: str, **given: Unpack[Submission]) -> AsyncStream:
         """submit() and stream() in one."""
-        accepted = await self.submit(
-            query,
-            agent=agent,
-            session_id=session_id,
-            parameters=parameters,
-            metadata=metadata,
-            cancel_if_unwatched=cancel_if_unwatched,
-            idempotency_key=idempotency_key,
-        )
+        accepted = await self.submit(query, **given)
         return self.stream(accepted.request_id)
 
     async def result(self, request_id: str, wait: float | None = None) -> Run:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel
 
@@ -58,25 +58,29 @@ class Call(Generic[T]):
     """Whether a repeat that finds nothing has succeeded."""
 
 
-def submit(
-    query: str,
-    *,
-    agent: str | None,
-    session_id: str | None,
-    parameters: Mapping[str, Any] | None,
-    metadata: Mapping[str, Any] | None,
-    cancel_if_unwatched: float | None,
-    idempotency_key: str | None,
-) -> Call[Accepted]:
-    """Raises Invalid for what JSON cannot carry."""
-    fields = {
-        "query": query,
-        "agent": agent,
-        "session_id": session_id,
-        "parameters": parameters,
-        "metadata": metadata,
-        "cancel_if_unwatched": cancel_if_unwatched,
-    }
+class Submission(TypedDict, total=False):
+    """What a submit may say beside its query; None says nothing."""
+
+    agent: str | None
+    """Which one; else the service's default."""
+    session_id: str | None
+    """Its earlier runs are the history of this one; else a new session."""
+    parameters: Mapping[str, Any] | None
+    """The agent's own."""
+    metadata: Mapping[str, Any] | None
+    """Yours: kept with the run, and shown with it."""
+    cancel_if_unwatched: float | None
+    """The run is cancelled when nobody has watched its stream for so many seconds."""
+    idempotency_key: str | None
+    """One run for all submits that have it; 1 to 255 visible ASCII characters."""
+
+
+def submit(query: str, **given: Unpack[Submission]) -> Call[Accepted]:
+    """Raises Invalid for what JSON cannot carry, TypeError for a keyword that Submission has not got."""
+    if unknown := given.keys() - Submission.__annotations__.keys():
+        raise TypeError(f"submit() got an unexpected keyword argument {min(unknown)!r}")
+    idempotency_key = given.pop("idempotency_key", None)
+    fields = {"query": query, **given}
     try:
         content = dumps({name: value for name, value in fields.items() if value is not None}).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:

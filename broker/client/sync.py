@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import httpx
 
 from broker.client import calls, transport
-from broker.client.calls import Call, Tries
+from broker.client.calls import Call, Submission, Tries
 from broker.client.models import Accepted, LogEvent, Run, RunSummary
 from broker.client.received import Received
 from broker.client.site import Site, Token, site
@@ -62,33 +62,13 @@ class Client:
 
     # -- runs ------------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        query: str,
-        *,
-        agent: str | None = None,
-        session_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cancel_if_unwatched: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Accepted:
+    def submit(self, query: str, **given: Unpack[Submission]) -> Accepted:
         """Starts a run, or joins the one that answers this query or key.
 
         After a lost answer it is sent again, for at most 50 s without an `idempotency_key`: that joins the run that
         was started, unless it has failed or was cancelled meanwhile. With a key it joins in any case.
         """
-        return self._call(
-            calls.submit(
-                query,
-                agent=agent,
-                session_id=session_id,
-                parameters=parameters,
-                metadata=metadata,
-                cancel_if_unwatched=cancel_if_unwatched,
-                idempotency_key=idempotency_key,
-            )
-        )
+        return self._call(calls.submit(query, **given))
 
     def stream(
         self,
@@ -113,27 +93,9 @@ class Client:
         )
         return Stream(self._http, self._site, tail, silence)
 
-    def ask(
-        self,
-        query: str,
-        *,
-        agent: str | None = None,
-        session_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        cancel_if_unwatched: float | None = None,
-        idempotency_key: str | None = None,
-    ) -> Stream:
+    def ask(self, query: str, **given: Unpack[Submission]) -> Stream:
         """submit() and stream() in one."""
-        accepted = self.submit(
-            query,
-            agent=agent,
-            session_id=session_id,
-            parameters=parameters,
-            metadata=metadata,
-            cancel_if_unwatched=cancel_if_unwatched,
-            idempotency_key=idempotency_key,
-        )
+        accepted = self.submit(query, **given)
         return self.stream(accepted.request_id)
 
     def result(self, request_id: str, wait: float | None = None) -> Run:

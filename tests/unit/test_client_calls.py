@@ -55,6 +55,7 @@ def backoff(patience: float = 60, *, known: bool = True, chance: float = 0.5) ->
 
 
 def submit(**fields: Any) -> Call[Accepted]:
+    """What is not given is given as None."""
     names = ("agent", "session_id", "parameters", "metadata", "cancel_if_unwatched", "idempotency_key")
     return calls.submit("why?", **{**dict.fromkeys(names), **fields})
 
@@ -105,6 +106,7 @@ def test_what_the_service_asks_for_is_the_least_but_never_more_than_the_longest_
 
 
 def test_a_submit_sends_what_was_given_and_nothing_else() -> None:
+    assert submit() == calls.submit("why?")
     assert json.loads(submit().content or b"") == {"query": "why?"}
     fields = {
         "agent": "echo",
@@ -117,6 +119,11 @@ def test_a_submit_sends_what_was_given_and_nothing_else() -> None:
     assert call.content is not None and call.content.isascii()
     assert json.loads(call.content) == {"query": "why?", **fields}
     assert call.headers == {"Content-Type": "application/json", "Idempotency-Key": "k"}
+
+
+def test_a_keyword_that_a_submit_has_not_got_is_refused() -> None:
+    with pytest.raises(TypeError, match="'sesion_id'"):
+        submit(sesion_id="s")
 
 
 def nested(depth: int) -> dict[str, Any]:
