@@ -24,10 +24,18 @@ from tests.kit import deploy
 from tests.kit.processes import SECRET
 from worker.main import END_SECONDS
 
-COMPOSE = deploy.compose({"BROKER_JWT_SECRET": SECRET})["services"]
+MODEL = {"BROKER_MODEL": "qwen3", "OPENAI_BASE_URL": "http://models.example.com/v1", "OPENAI_API_KEY": "a key"}
+COMPOSE = deploy.compose({"BROKER_JWT_SECRET": SECRET, **MODEL})["services"]
 MANIFESTS = deploy.manifests()
 DEPLOYMENTS = {role: deploy.manifest("Deployment", f"stream-broker-{role}") for role in ("gateway", "worker")}
-SECRETS = {"redis-url": "redis://redis.example.com:6379", "jwt-secret": SECRET}
+SECRETS = {
+    "redis-url": "redis://redis.example.com:6379",
+    "jwt-secret": SECRET,
+    "openai-api-key": MODEL["OPENAI_API_KEY"],
+}
+VARIABLES = {"OPENAI_BASE_URL", "OPENAI_API_KEY", *(f"BROKER_{name.upper()}" for name in Settings.model_fields)}
+WORKERS = {"BROKER_DOCS", *MODEL}
+"""What only workers are given; only gateways are given the key."""
 VERSIONS = [f"1.{minor}" for minor in range(27, int(kubernetes_validate.latest_version().split(".")[1]) + 1)]
 
 P17_SECONDS = 10
@@ -40,7 +48,7 @@ def spec(role: str) -> dict[str, Any]:
 
 
 def environments() -> dict[str, dict[str, str]]:
-    """The BROKER_ variables of every container of ours."""
+    """The variables of every container of ours."""
     found = {f"compose {name}": COMPOSE[name]["environment"] for name in ("gateway-1", "gateway-2", "worker")}
     data = deploy.manifest("ConfigMap", "stream-broker")["data"]
     for role, deployment in DEPLOYMENTS.items():
@@ -60,8 +68,8 @@ COMMANDS = {
 
 def loaded(monkeypatch: pytest.MonkeyPatch, where: str) -> Settings:
     """The settings of a container as its process would have them."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"BROKER_{name.upper()}", raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     for name, value in ENVIRONMENTS[where].items():
         monkeypatch.setenv(name, value)
     return settings.load()
@@ -169,8 +177,7 @@ def test_every_command_is_one_that_the_broker_takes(where: str) -> None:
 
 @pytest.mark.parametrize("where", ENVIRONMENTS)
 def test_every_variable_is_a_setting_and_every_value_is_acceptable(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {f"BROKER_{name.upper()}" for name in Settings.model_fields}
-    assert ENVIRONMENTS[where].keys() <= known
+    assert ENVIRONMENTS[where].keys() <= VARIABLES
     found = loaded(monkeypatch, where)
     if COMMANDS[where][0] == "serve":
         context = serving.serve.make_context("serve", COMMANDS[where][1:])
@@ -178,21 +185,39 @@ def test_every_variable_is_a_setting_and_every_value_is_acceptable(where: str, m
 
 
 def test_every_variable_that_deploy_and_its_page_name_is_a_setting() -> None:
-    known = {f"BROKER_{name.upper()}" for name in Settings.model_fields}
     for path in [deploy.ROOT / "docs" / "deploy.md", *(path for path in deploy.DEPLOY.rglob("*") if path.is_file())]:
-        named = set(re.findall(r"BROKER_[A-Z_]*[A-Z]", path.read_text("utf-8")))
-        assert named <= known, path
+        named = set(re.findall(r"(?:BROKER|OPENAI)_[A-Z_]*[A-Z]", path.read_text("utf-8")))
+        assert named <= VARIABLES, path
 
 
 def test_gateways_and_workers_have_the_same_settings() -> None:
-    """But for the key, which only gateways need, and the documents, which only workers read."""
+    """But for the key, which only gateways need, and the documents and the model, which only workers do."""
     for deployed in ("compose", "kubernetes"):
         of_one = [
-            {name: value for name, value in env.items() if name not in ("BROKER_JWT_SECRET", "BROKER_DOCS")}
+            {name: value for name, value in env.items() if name not in {"BROKER_JWT_SECRET", *WORKERS}}
             for where, env in ENVIRONMENTS.items()
             if where.startswith(deployed)
         ]
         assert all(other == of_one[0] for other in of_one[1:])
+
+
+# -- the model -----------------------------------------------------------------------------------------------
+
+
+def test_workers_get_the_model_server_and_nobody_else_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MODEL.items() <= ENVIRONMENTS["compose worker"].items()
+    assert loaded(monkeypatch, "compose worker").model == MODEL["BROKER_MODEL"]
+    assert ENVIRONMENTS["kubernetes worker"]["OPENAI_API_KEY"] == MODEL["OPENAI_API_KEY"]
+    for where, environment in ENVIRONMENTS.items():
+        assert ("OPENAI_API_KEY" in environment) == ("worker" in where), where
+
+
+def test_a_worker_starts_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = deploy.compose({"BROKER_JWT_SECRET": SECRET})["services"]["worker"]["environment"]
+    monkeypatch.setitem(ENVIRONMENTS, "compose worker", environment)
+    assert loaded(monkeypatch, "compose worker").model is None
+    [key] = [item for item in deploy.container(DEPLOYMENTS["worker"])["env"] if item["name"] == "OPENAI_API_KEY"]
+    assert key["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
 # -- secrets -------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Container(Process):
 
 
 def inherited() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith(("BROKER_", "OPENAI_"))}
 
 
 class Composed:
