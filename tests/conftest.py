@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from broker.runs.connections import connect
+from tests.kit.fleet import LEASE, Fleet
 from tests.kit.http import Client
 from tests.kit.netns import Namespace, Network
 from tests.kit.pair import Pair
@@ -155,3 +157,29 @@ def alice_elsewhere(service: Service, subject: str) -> Iterator[Client]:
     """The same owner's client of the second gateway."""
     with service.client(subject, gateway=1) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def gateway_of_fleets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    launcher = Launcher(tmp_path_factory.mktemp("fleet"))
+    try:
+        server = launcher.redis()
+        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
+        with Client(gateway.url) as client, server.client() as direct:
+            yield Fleet(server, client, direct)
+    finally:
+        launcher.close()
+
+
+@pytest.fixture
+def fleet(gateway_of_fleets: Fleet) -> Fleet:
+    """A Redis that is empty and a gateway, without a worker."""
+    gateway_of_fleets.direct.flushall()
+    return gateway_of_fleets
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    return random.Random(seed)

@@ -50,19 +50,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         launcher.close()
 
 
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A gateway without a worker: each test starts its own, and ends its runs."""
-    launcher = Launcher(tmp_path_factory.mktemp("fresh"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
 # -- agents like others --------------------------------------------------------------------------------------
 
 SAID: list[tuple[str, dict[str, Any]]] = [
@@ -240,32 +227,32 @@ def test_a_run_that_kills_every_process_ends_when_its_attempts_are_used_up(stage
 # -- the end of the worker -----------------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_killed_leaves_no_process_behind(fresh: Fleet, launch: Launcher) -> None:
-    worker = launch.worker(fresh.redis.url, agent_processes=2, lease_seconds=LEASE)
+def test_a_worker_that_is_killed_leaves_no_process_behind(fleet: Fleet, launch: Launcher) -> None:
+    worker = launch.worker(fleet.redis.url, agent_processes=2, lease_seconds=LEASE)
     children = processes_of(worker)
     assert len(children) == 2
-    blocks, waits = fresh.submit("computes", seconds=300), fresh.submit("hangs")
-    fresh.until_running([blocks, waits])
+    blocks, waits = fleet.submit("computes", seconds=300), fleet.submit("hangs")
+    fleet.until_running([blocks, waits])
     worker.signal(signal.SIGKILL)
     worker.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
-    fresh.direct.flushall()
+    fleet.direct.flushall()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if LONG else [signal.SIGINT])
-def test_a_signal_to_all_processes_lets_the_runs_end(fresh: Fleet, launch: Launcher, number: signal.Signals) -> None:
+def test_a_signal_to_all_processes_lets_the_runs_end(fleet: Fleet, launch: Launcher, number: signal.Signals) -> None:
     """As a service manager sends it, and Ctrl-C in a terminal."""
-    worker = launch.worker(fresh.redis.url, agent_processes=2, grace_seconds=20)
+    worker = launch.worker(fleet.redis.url, agent_processes=2, grace_seconds=20)
     children = processes_of(worker)
-    runs = [fresh.submit("slow", seconds=1) for _ in range(4)]
-    fresh.until_running(runs)
+    runs = [fleet.submit("slow", seconds=1) for _ in range(4)]
+    fleet.until_running(runs)
     for child in children:
         child.send_signal(number)
     worker.signal(number)
     assert worker.wait() == 0
     for request_id in runs:
-        run, log = fresh.ended(request_id)
+        run, log = fleet.ended(request_id)
         assert (run["status"], run["answer"], reasons(log)) == ("completed", "begun done", ["started"])
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
@@ -273,21 +260,21 @@ def test_a_signal_to_all_processes_lets_the_runs_end(fresh: Fleet, launch: Launc
 
 
 def test_a_drain_hands_over_at_the_checkpoints_what_does_not_end(
-    fresh: Fleet, launch: Launcher, tmp_path: Path
+    fleet: Fleet, launch: Launcher, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
-    worker = launch.worker(fresh.redis.url, agent_processes=2, grace_seconds=0.3, lease_seconds=600)
-    request_id = fresh.submit("steps", count=100, pause=0.02, every=EVERY, mark=str(mark))
-    fresh.until_running([request_id], events=30)
+    worker = launch.worker(fleet.redis.url, agent_processes=2, grace_seconds=0.3, lease_seconds=600)
+    request_id = fleet.submit("steps", count=100, pause=0.02, every=EVERY, mark=str(mark))
+    fleet.until_running([request_id], events=30)
     assert worker.stop() == 0
     assert Path(f"{mark}.1").read_text() == "closed"
-    launch.worker(fresh.redis.url, agent_processes=1)
-    fresh.until_ended([request_id])
-    run, log = fresh.ended(request_id)
+    launch.worker(fleet.redis.url, agent_processes=1)
+    fleet.until_ended([request_id])
+    run, log = fleet.ended(request_id)
     assert (run["status"], reasons(log)) == ("completed", ["started", "handed_over"])
     check_steps(log, 100)
     assert attempts(log)[1].resume_from != "0-1"
-    assert fresh.field(request_id, "fails") == ""
+    assert fleet.field(request_id, "fails") == ""
 
 
 def test_a_worker_whose_processes_cannot_load_the_agents_does_not_start(stage: Stage) -> None:

@@ -15,7 +15,6 @@ from broker.ids import EventId
 from tests.conftest import Launcher
 from tests.kit.findings import survivors
 from tests.kit.fleet import Fleet, attempts, check_resumed, check_steps, reasons
-from tests.kit.http import Client
 from tests.kit.processes import wait_for
 from tests.kit.proxy import Command, Proxy, calls
 from tests.kit.scale import LONG, scaled
@@ -23,24 +22,6 @@ from tests.kit.scale import LONG, scaled
 LEASE = 1.5
 NEVER = 600.0
 CORPUS = Path(__file__).parent.parent / "corpus"
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("attempts"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
 
 
 @pytest.fixture
@@ -63,22 +44,25 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def after_a_kill(one: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def after_a_kill(gateway_of_fleets: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Runs whose worker was killed while they wrote, and one that nobody disturbed."""
     launcher = Launcher(tmp_path_factory.mktemp("kill"))
     try:
-        victim = launcher.worker(one.redis.url, lease_seconds=LEASE, docs=CORPUS)
-        runs = {"undisturbed": one.client.submit(QUESTION, agent="research")}
-        one.until_ended(list(runs.values()))
-        runs["research"] = one.client.submit(QUESTION, agent="research", parameters={"pace": 20})
-        runs["saving"] = one.submit("steps", count=60, pause=0.03, every=7)
-        runs["starting again"] = one.submit("steps", count=60, pause=0.03)
-        one.until_running(list(runs.values())[2:], events=24)
-        wait_for(lambda: "token" in [entry.type for entry in one.client.log(runs["research"])])
+        victim = launcher.worker(gateway_of_fleets.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        runs = {"undisturbed": gateway_of_fleets.client.submit(QUESTION, agent="research")}
+        gateway_of_fleets.until_ended(list(runs.values()))
+        runs["research"] = gateway_of_fleets.client.submit(QUESTION, agent="research", parameters={"pace": 20})
+        runs["saving"] = gateway_of_fleets.submit("steps", count=60, pause=0.03, every=7)
+        runs["starting again"] = gateway_of_fleets.submit("steps", count=60, pause=0.03)
+        gateway_of_fleets.until_running(list(runs.values())[2:], events=24)
+        wait_for(lambda: "token" in [entry.type for entry in gateway_of_fleets.client.log(runs["research"])])
         victim.signal(signal.SIGKILL)
-        launcher.worker(one.redis.url, lease_seconds=LEASE, docs=CORPUS)
-        one.until_ended(list(runs.values()))
-        ended = {name: Ended(*one.ended(request_id), pages(one, request_id)) for name, request_id in runs.items()}
+        launcher.worker(gateway_of_fleets.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        gateway_of_fleets.until_ended(list(runs.values()))
+        ended = {
+            name: Ended(*gateway_of_fleets.ended(request_id), pages(one, request_id))
+            for name, request_id in runs.items()
+        }
     finally:
         launcher.close()
     return ended

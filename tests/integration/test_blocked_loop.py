@@ -10,29 +10,10 @@ import pytest
 
 from tests.conftest import Launcher
 from tests.kit.fleet import Fleet, check_steps, reasons
-from tests.kit.http import Client
 from tests.kit.processes import Process, Worker, environment, wait_for
 from tests.kit.scale import LONG
 
 LEASE = 1.0
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    launcher = Launcher(tmp_path_factory.mktemp("blocked"))
-    try:
-        server = launcher.redis()
-        gateway = launcher.gateway(server.url, heartbeat_seconds=1, lease_seconds=LEASE)
-        with Client(gateway.url) as client, server.client() as direct:
-            yield Fleet(server, client, direct)
-    finally:
-        launcher.close()
-
-
-@pytest.fixture
-def fleet(one: Fleet) -> Fleet:
-    one.direct.flushall()
-    return one
 
 
 class ImpatientWorker(Worker):
