@@ -11,10 +11,10 @@ import httpx
 
 from broker.client import calls, transport
 from broker.client.calls import Call, Submission, Tries
+from broker.client.folded import SILENCE_SECONDS, Folded
 from broker.client.models import Accepted, LogEvent, Run, RunSummary
 from broker.client.received import Received
 from broker.client.site import Site, Token, site
-from broker.client.stream import SILENCE_SECONDS, Folded
 from broker.client.tail import Broken, Disconnected, Tail
 from broker.ids import EventId
 

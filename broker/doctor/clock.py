@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from broker.doctor.deployment import Server
 from broker.doctor.finding import Finding, error, note, ok, warning
-from broker.doctor.site import Server
 
 APART_MS = 2000.0
 NOTED_MS = 500.0

@@ -10,13 +10,13 @@ from redis.exceptions import RedisError
 
 from broker.doctor.auth import judge_auth, look_at_auth
 from broker.doctor.clock import judge_clocks
+from broker.doctor.deployment import Deployment, open_redis, visit
 from broker.doctor.finding import Finding, error, note, warning
 from broker.doctor.memory import judge_memory
 from broker.doctor.persistence import judge_persistence
 from broker.doctor.queue import judge_queue, look_at_queue
-from broker.doctor.redis import judge_server, judge_site
+from broker.doctor.redis import judge_deployment, judge_server
 from broker.doctor.replication import judge_cluster, judge_replication, judge_sentinels
-from broker.doctor.site import Site, open_redis, visit
 from broker.doctor.workers import judge_workers, look_at_workers
 from broker.errors import Misconfigured
 from broker.settings import Settings
@@ -33,11 +33,11 @@ async def examine(settings: Settings) -> list[Finding]:
     except Misconfigured as failure:
         return [*found, error("settings", failure.detail, "Check the URL and the files that it names.")]
     try:
-        sites = await _visit(settings, runs, queue)
-        found += [finding for site in sites for finding in judge(site, settings)]
-        if servers := [server for site in sites for server in site.servers]:
+        deployments = await _visit(settings, runs, queue)
+        found += [finding for deployment in deployments for finding in judge(deployment, settings)]
+        if servers := [server for deployment in deployments for server in deployment.servers]:
             found += judge_clocks(servers)
-        if sites[-1].failure:
+        if deployments[-1].failure:
             found.append(note("queue", "queue, workers and abandoned runs were not checked: their Redis is away"))
         else:
             found += await _look_at_work(queue, settings)
@@ -47,7 +47,7 @@ async def examine(settings: Settings) -> list[Finding]:
     return found
 
 
-async def _visit(settings: Settings, runs: Redis, queue: Redis) -> Sequence[Site]:
+async def _visit(settings: Settings, runs: Redis, queue: Redis) -> Sequence[Deployment]:
     """The queue's is the last."""
     if queue is runs:
         return [await visit(runs, settings.redis_url, holds_runs=True, holds_queue=True)]
@@ -57,13 +57,13 @@ async def _visit(settings: Settings, runs: Redis, queue: Redis) -> Sequence[Site
     )
 
 
-def judge(site: Site, settings: Settings) -> list[Finding]:
-    found = [*judge_site(site), *judge_sentinels(site), *judge_cluster(site)]
-    for server in site.servers:
+def judge(deployment: Deployment, settings: Settings) -> list[Finding]:
+    found = [*judge_deployment(deployment), *judge_sentinels(deployment), *judge_cluster(deployment)]
+    for server in deployment.servers:
         found += judge_server(server)
         found += judge_memory(server)
-        found += judge_persistence(server, holds_runs=site.holds_runs)
-        found += judge_replication(server, site, settings.durability)
+        found += judge_persistence(server, holds_runs=deployment.holds_runs)
+        found += judge_replication(server, deployment, settings.durability)
     return found
 
 

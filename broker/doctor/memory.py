@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from broker.doctor.deployment import Server
 from broker.doctor.finding import Finding, error, note, ok, warning
-from broker.doctor.site import Server
 from broker.runs.memory import memory_of
 
 MUCH = 0.8

@@ -29,7 +29,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Received(NamedTuple):
+class Arrival(NamedTuple):
     """`at` is seconds by the event loop's clock, as all times here."""
 
     at: float
@@ -58,7 +58,7 @@ class Recording:
     reads: list[float] = field(default_factory=list)
     """When bytes came."""
     heartbeats: list[float] = field(default_factory=list)
-    events: list[Received] = field(default_factory=list)
+    events: list[Arrival] = field(default_factory=list)
     ended: float | None = None
     """When the response ended, or was cut; None where we have left."""
     failure: str = ""
@@ -111,7 +111,7 @@ class Decoder:
             data = json.loads(fields["data"])
         except (BadCursor, ValueError, KeyError):
             return
-        self._recording.events.append(Received(at, event_id, fields.get("event", ""), data))
+        self._recording.events.append(Arrival(at, event_id, fields.get("event", ""), data))
 
 
 class Probe:
@@ -163,11 +163,11 @@ class Probe:
                 pass
             await asyncio.sleep(POLL_SECONDS)
 
-    async def log(self) -> list[Received]:
+    async def log(self) -> list[Arrival]:
         """Raises httpx.HTTPError, or ValueError or KeyError for an answer that is none of ours."""
         response = await self._client.get(f"{self._run}/events", params={"limit": "500"})
         rows = response.raise_for_status().json()["events"]
-        return [Received(0.0, EventId.parse(row["id"]), row["type"], row["data"]) for row in rows]
+        return [Arrival(0.0, EventId.parse(row["id"]), row["type"], row["data"]) for row in rows]
 
     async def cancel(self) -> None:
         await self._quietly("POST", f"{self._run}/cancel")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
+from broker.doctor.deployment import Deployment, Server
 from broker.doctor.finding import Finding, error, note, ok, warning
-from broker.doctor.site import Server, Site
 
 OLDEST = (6, 2)
 SLOW_MS = 5.0
@@ -15,23 +15,23 @@ LEAST_PUBSUB_BYTES = 8 * 1024 * 1024
 SHORT_TIMEOUT_SECONDS = 60
 
 
-def judge_site(site: Site) -> list[Finding]:
+def judge_deployment(deployment: Deployment) -> list[Finding]:
     """Whether it answers. Where it does not, nothing else can be said of it."""
-    if site.failure:
+    if deployment.failure:
         return [
             error(
                 "redis_unreachable",
-                f"{site.title}, does not answer: {site.failure}",
-                f"{_how_to_reach(site.failure)} What depends on it was not checked.",
+                f"{deployment.title}, does not answer: {deployment.failure}",
+                f"{_how_to_reach(deployment.failure)} What depends on it was not checked.",
             )
         ]
     return [
         error(
             "redis_unreachable",
-            f"{name} of {site.title}, does not answer: {why}",
+            f"{name} of {deployment.title}, does not answer: {why}",
             f"{_how_to_reach(why)} Runs of its slots stand still meanwhile.",
         )
-        for name, why in site.unreachable.items()
+        for name, why in deployment.unreachable.items()
     ]
 
 

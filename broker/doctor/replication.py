@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from broker.doctor.deployment import Deployment, Server
 from broker.doctor.finding import Finding, error, note, ok, warning
-from broker.doctor.site import Server, Site
 
 LATE_SECONDS = 10
 LEAST_SENTINELS = 3
@@ -13,7 +13,7 @@ LEAST_SENTINELS = 3
 Durability = Literal["fast", "replicated"]
 
 
-def judge_replication(server: Server, site: Site, durability: Durability) -> list[Finding]:
+def judge_replication(server: Server, deployment: Deployment, durability: Durability) -> list[Finding]:
     if server.info is None:
         return []
     if server.info.get("role") == "slave":
@@ -26,7 +26,7 @@ def judge_replication(server: Server, site: Site, durability: Durability) -> lis
         ]
     replicas = [value for name, value in server.info.items() if _is_replica(name, value)]
     if not replicas:
-        return [_alone(server, site, durability)]
+        return [_alone(server, deployment, durability)]
     return [*_late(server, replicas), *_split_brain(server, replicas), *_confirming(server, durability)]
 
 
@@ -34,14 +34,14 @@ def _is_replica(name: str, value: Any) -> bool:
     return name.startswith("slave") and isinstance(value, dict) and "state" in value
 
 
-def _alone(server: Server, site: Site, durability: Durability) -> Finding:
-    if durability == "replicated" and site.holds_runs:
+def _alone(server: Server, deployment: Deployment, durability: Durability) -> Finding:
+    if durability == "replicated" and deployment.holds_runs:
         return error(
             "redis_replicas",
             f"{server.name} has no replica, but BROKER_DURABILITY=replicated waits for one: every submit is a 503",
             "Start a replica, or set BROKER_DURABILITY=fast.",
         )
-    if site.kind != "server":
+    if deployment.kind != "server":
         return warning(
             "redis_replicas",
             f"{server.name} has no replica: there is nothing to fail over to",
@@ -119,8 +119,8 @@ def _confirming(server: Server, durability: Durability) -> list[Finding]:
     ]
 
 
-def judge_sentinels(site: Site) -> list[Finding]:
-    if site.kind != "sentinel":
+def judge_sentinels(deployment: Deployment) -> list[Finding]:
+    if deployment.kind != "sentinel":
         return []
     found = [
         warning(
@@ -128,10 +128,10 @@ def judge_sentinels(site: Site) -> list[Finding]:
             f"the Sentinel {name} does not say where the primary is: {opinion.failure}",
             "Start it, or take it out of the URL; without a majority there is no failover.",
         )
-        for name, opinion in site.sentinels.items()
+        for name, opinion in deployment.sentinels.items()
         if opinion.failure
     ]
-    answers = {opinion.primary for opinion in site.sentinels.values() if not opinion.failure}
+    answers = {opinion.primary for opinion in deployment.sentinels.values() if not opinion.failure}
     if len(answers) > 1:
         found.append(
             warning(
@@ -140,28 +140,31 @@ def judge_sentinels(site: Site) -> list[Finding]:
                 "A failover is under way, or they have lost each other: ask each for SENTINEL MASTERS.",
             )
         )
-    if len(site.sentinels) < LEAST_SENTINELS:
+    if len(deployment.sentinels) < LEAST_SENTINELS:
         found.append(
             warning(
                 "redis_sentinels",
-                f"the URL names {len(site.sentinels)} of the Sentinels",
+                f"the URL names {len(deployment.sentinels)} of the Sentinels",
                 "Name at least three, on machines of their own: two cannot agree when one is away.",
             )
         )
-    return found or [ok("redis_sentinels", f"all {len(site.sentinels)} Sentinels agree where the primary is")]
+    return found or [ok("redis_sentinels", f"all {len(deployment.sentinels)} Sentinels agree where the primary is")]
 
 
-def judge_cluster(site: Site) -> list[Finding]:
-    if site.kind != "cluster" or site.failure:
+def judge_cluster(deployment: Deployment) -> list[Finding]:
+    if deployment.kind != "cluster" or deployment.failure:
         return []
-    if site.uncovered_slots:
+    if deployment.uncovered_slots:
         return [
             error(
                 "redis_slots",
-                f"{site.uncovered_slots} slots of the Cluster have no primary",
+                f"{deployment.uncovered_slots} slots of the Cluster have no primary",
                 "Runs in them cannot be started nor read: see redis-cli --cluster check.",
             )
         ]
     return [
-        ok("redis_slots", f"all slots of the Cluster are on its {len(site.servers) + len(site.unreachable)} primaries")
+        ok(
+            "redis_slots",
+            f"all slots of the Cluster are on its {len(deployment.servers) + len(deployment.unreachable)} primaries",
+        )
     ]

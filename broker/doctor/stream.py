@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from broker.doctor.finding import Finding, error, note, ok, warning
-from broker.doctor.probe import AGENT, Received, Recording
+from broker.doctor.probe import AGENT, Arrival, Recording
 
 LATE_SECONDS = 1.0
 """An event that was in the log for so long and has not arrived is held back."""
@@ -103,7 +103,7 @@ def _way(headers: Mapping[str, str]) -> str:
     return f" (by {', '.join(names)})" if names else ""
 
 
-def judge_flow(recording: Recording, log: Sequence[Received]) -> list[Finding]:
+def judge_flow(recording: Recording, log: Sequence[Arrival]) -> list[Finding]:
     """Of a run that says a word now and then, and ends; `log` is all of it."""
     if not recording.polls or (recording.polls[-1].end.seq <= 1 and recording.polls[-1].end.epoch == 0):
         return [
@@ -166,7 +166,7 @@ def _came_at_once(recording: Recording) -> bool:
     return not recording.events or recording.events[-1].at - recording.events[0].at < LATE_SECONDS / 2
 
 
-def _compare(got: Sequence[Received], log: Sequence[Received], what: str) -> list[Finding]:
+def _compare(got: Sequence[Arrival], log: Sequence[Arrival], what: str) -> list[Finding]:
     """Whether it has all of the log, once and in order."""
     if [event[1:] for event in got] == [event[1:] for event in log]:
         return []
@@ -181,7 +181,7 @@ def _compare(got: Sequence[Received], log: Sequence[Received], what: str) -> lis
     ]
 
 
-def judge_resume(recording: Recording, log: Sequence[Received], at: int) -> list[Finding]:
+def judge_resume(recording: Recording, log: Sequence[Arrival], at: int) -> list[Finding]:
     """Of a response to a Last-Event-ID, the id of `log[at]`."""
     if recording.status == 200 and recording.events and recording.events[0].id <= log[at].id:
         return [

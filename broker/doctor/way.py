@@ -11,7 +11,7 @@ from broker.client.site import site
 from broker.doctor.clock import judge_gateway_clock
 from broker.doctor.finding import Finding, Severity, error, note
 from broker.doctor.gateway import judge_gateway, judge_refusal, look_at_gateway, reason
-from broker.doctor.probe import Received, Recording, Refused, probe
+from broker.doctor.probe import Arrival, Recording, Refused, probe
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume
 from broker.errors import Misconfigured
 from broker.settings import Settings
@@ -80,6 +80,6 @@ async def _look_at_streams(client: httpx.AsyncClient, *, seconds: float, heartbe
     return [*found, *(finding for finding in idling_found if finding.code != "stream_cut" or "stream_cut" not in told)]
 
 
-def _judge_talking(flow: Recording, log: list[Received]) -> list[Finding]:
+def _judge_talking(flow: Recording, log: list[Arrival]) -> list[Finding]:
     found = judge_head(flow)
     return found if flow.status != 200 else [*found, *judge_flow(flow, log)]

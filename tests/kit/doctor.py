@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from broker.doctor.deployment import Deployment, Server
 from broker.doctor.finding import Finding, Severity
-from broker.doctor.site import Server, Site
 from tests.kit.command import Done
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,10 @@ def server(*, info: dict[str, Any] | None = None, config: dict[str, str] | None 
     return Server(**{**sound, **facts})
 
 
-def site(*servers: Server, **facts: Any) -> Site:
-    return Site(**{"title": "The Redis of the runs, redis://redis:6379", "kind": "server", "servers": servers, **facts})
+def deployment(*servers: Server, **facts: Any) -> Deployment:
+    return Deployment(
+        **{"title": "The Redis of the runs, redis://redis:6379", "kind": "server", "servers": servers, **facts}
+    )
 
 
 def replica(**facts: Any) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.doctor.clock import judge_clocks, judge_gateway_clock
+from broker.doctor.deployment import Opinion
 from broker.doctor.examination import judge
 from broker.doctor.finding import Finding, Severity
 from broker.doctor.memory import judge_memory
 from broker.doctor.persistence import judge_persistence
-from broker.doctor.redis import judge_server, judge_site
+from broker.doctor.redis import judge_deployment, judge_server
 from broker.doctor.replication import Durability, judge_cluster, judge_replication, judge_sentinels
-from broker.doctor.site import Opinion
 from broker.settings import Settings
-from tests.kit.doctor import replica, server, site, the, worst
+from tests.kit.doctor import deployment, replica, server, the, worst
 
 OK, NOTE, WARNING, ERROR = Severity
 
@@ -32,19 +32,19 @@ def persistence(*, holds_runs: bool = True, **facts: Any) -> list[Finding]:
 
 def replication(durability: Durability = "fast", *, kind: str = "server", **facts: Any) -> list[Finding]:
     one = server(**facts)
-    return judge_replication(one, site(one, kind=kind), durability)
+    return judge_replication(one, deployment(one, kind=kind), durability)
 
 
 def test_a_sound_server_has_nothing_worse_than_a_note_that_it_is_alone() -> None:
     one = server()
-    found = [*judge(site(one), SETTINGS), *judge_clocks([one])]
+    found = [*judge(deployment(one), SETTINGS), *judge_clocks([one])]
     assert {finding.code for finding in found if finding.severity is not OK} == {"redis_replicas"}
     assert worst(found) is NOTE
 
 
 def test_a_sound_server_with_a_replica_has_only_ok() -> None:
     one = server(info={**replica(), "min_slaves_good_slaves": 1}, config={"min-replicas-to-write": "1"}, confirmed=1)
-    found = [*judge(site(one), Settings(durability="replicated")), *judge_clocks([one])]
+    found = [*judge(deployment(one), Settings(durability="replicated")), *judge_clocks([one])]
     assert worst(found) is OK
     assert {"redis_version", "redis_eviction", "redis_memory", "redis_persistence", "redis_replicas"} <= {
         finding.code for finding in found
@@ -81,7 +81,7 @@ def test_a_slow_round_trip_is_a_note_and_a_very_slow_one_a_warning(
 
 
 def test_a_user_without_INFO_is_a_warning_and_what_it_tells_is_left_out() -> None:
-    found = judge(site(replace(server(), info=None)), SETTINGS)
+    found = judge(deployment(replace(server(), info=None)), SETTINGS)
     assert the(found, "redis_permissions").severity is WARNING
     assert not {finding.code for finding in found} & {"redis_version", "redis_memory", "redis_persistence"}
 
@@ -138,13 +138,13 @@ def test_a_short_idle_timeout_is_a_note(timeout: str, told: bool) -> None:
     ],
 )
 def test_a_redis_that_is_away_is_one_error_with_what_to_do(failure: str, advice: str) -> None:
-    [finding] = judge(site(failure=failure), SETTINGS)
+    [finding] = judge(deployment(failure=failure), SETTINGS)
     assert (finding.code, finding.severity) == ("redis_unreachable", ERROR)
     assert failure in finding.title and advice in finding.advice
 
 
 def test_each_primary_of_a_cluster_that_is_away_is_an_error() -> None:
-    found = judge_site(site(server(), kind="cluster", unreachable={"a:1": "refused", "b:2": "refused"}))
+    found = judge_deployment(deployment(server(), kind="cluster", unreachable={"a:1": "refused", "b:2": "refused"}))
     assert [(finding.severity, finding.title[:3]) for finding in found] == [(ERROR, "a:1"), (ERROR, "b:2")]
 
 
@@ -252,20 +252,20 @@ def test_replicated_runs_need_a_replica_that_confirms() -> None:
 
 def test_sentinels_that_are_silent_or_disagree_or_are_too_few_are_warnings() -> None:
     agreeing = dict.fromkeys(("s1", "s2", "s3"), Opinion("redis:6379"))
-    assert worst(judge_sentinels(site(kind="sentinel", sentinels=agreeing))) is OK
-    [silent] = judge_sentinels(site(kind="sentinel", sentinels={**agreeing, "s3": Opinion(failure="refused")}))
+    assert worst(judge_sentinels(deployment(kind="sentinel", sentinels=agreeing))) is OK
+    [silent] = judge_sentinels(deployment(kind="sentinel", sentinels={**agreeing, "s3": Opinion(failure="refused")}))
     assert silent.severity is WARNING and "s3" in silent.title and "refused" in silent.title
-    [disagree] = judge_sentinels(site(kind="sentinel", sentinels={**agreeing, "s3": Opinion("other:6379")}))
+    [disagree] = judge_sentinels(deployment(kind="sentinel", sentinels={**agreeing, "s3": Opinion("other:6379")}))
     assert disagree.severity is WARNING and "other:6379" in disagree.title
-    [few] = judge_sentinels(site(kind="sentinel", sentinels={"s1": Opinion("redis:6379")}))
+    [few] = judge_sentinels(deployment(kind="sentinel", sentinels={"s1": Opinion("redis:6379")}))
     assert few.severity is WARNING
-    assert judge_sentinels(site(server())) == []
+    assert judge_sentinels(deployment(server())) == []
 
 
 def test_slots_without_a_primary_are_an_error() -> None:
-    assert the(judge_cluster(site(server(), kind="cluster")), "redis_slots").severity is OK
-    assert the(judge_cluster(site(server(), kind="cluster", uncovered_slots=3)), "redis_slots").severity is ERROR
-    assert judge_cluster(site(kind="cluster", failure="away")) == judge_cluster(site(server())) == []
+    assert the(judge_cluster(deployment(server(), kind="cluster")), "redis_slots").severity is OK
+    assert the(judge_cluster(deployment(server(), kind="cluster", uncovered_slots=3)), "redis_slots").severity is ERROR
+    assert judge_cluster(deployment(kind="cluster", failure="away")) == judge_cluster(deployment(server())) == []
 
 
 @pytest.mark.parametrize(

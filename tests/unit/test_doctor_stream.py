@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.doctor.finding import Severity
 from broker.doctor.gateway import Answer, Health, judge_gateway, judge_refusal
-from broker.doctor.probe import Decoder, Received, Recording, Seen
+from broker.doctor.probe import Arrival, Decoder, Recording, Seen
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume, lateness
 from broker.ids import EventId
 from tests.kit.doctor import the, worst
@@ -20,7 +20,7 @@ OK, NOTE, WARNING, ERROR = Severity
 
 HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache, no-transform"}
 TYPES = ["start", "attempt", "token", "token", "token", "token", "final"]
-LOG = [Received(0.0, EventId(min(n, 1), max(n, 1)), kind, {"n": n}) for n, kind in enumerate(TYPES)]
+LOG = [Arrival(0.0, EventId(min(n, 1), max(n, 1)), kind, {"n": n}) for n, kind in enumerate(TYPES)]
 """0-1, 1-1, 1-2, …: an event every half second."""
 WRITTEN = [n * 0.5 for n in range(len(LOG))]
 
@@ -83,7 +83,7 @@ def test_a_run_that_could_not_even_be_polled_is_not_judged_as_fine() -> None:
 @pytest.mark.parametrize(
     "events", [LOG[:3] + LOG[4:], [*LOG[:4], LOG[3], *LOG[4:]], [*LOG[:2], LOG[3], LOG[2], *LOG[4:]]]
 )
-def test_a_stream_that_lacks_repeats_or_reorders_events_is_an_error(events: list[Received]) -> None:
+def test_a_stream_that_lacks_repeats_or_reorders_events_is_an_error(events: list[Arrival]) -> None:
     arrivals = [event._replace(at=at) for event, at in zip(events, [*WRITTEN, 3.0], strict=False)]
     changed = recording(events=arrivals, reads=WRITTEN, ended=3.0, polls=[Seen(3.0, LOG[-1].id)])
     assert the(judge_flow(changed, LOG), "stream_content").severity is ERROR
@@ -115,7 +115,7 @@ def test_a_late_first_byte_is_a_warning() -> None:
 
 
 def test_an_agent_that_fails_is_a_note_in_its_own_words() -> None:
-    failed = Received(0.0, EventId(1, 6), "error", {"code": "model_unauthorized", "message": "no key"})
+    failed = Arrival(0.0, EventId(1, 6), "error", {"code": "model_unauthorized", "message": "no key"})
     log = [*LOG[:-1], failed]
     events = [event._replace(at=at) for event, at in zip(log, WRITTEN, strict=True)]
     finding = the(

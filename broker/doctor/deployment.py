@@ -62,7 +62,7 @@ class Opinion(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Deployment:
     """All primaries behind one URL."""
 
     title: str
@@ -84,10 +84,10 @@ def open_redis(url: str) -> Redis:
     return connect(url, connections=4)
 
 
-async def visit(redis: Redis, url: str, *, holds_runs: bool, holds_queue: bool) -> Site:
+async def visit(redis: Redis, url: str, *, holds_runs: bool, holds_queue: bool) -> Deployment:
     where = parse(url)
     what = " and ".join(word for word, is_held in (("the runs", holds_runs), ("the queue", holds_queue)) if is_held)
-    site = Site(
+    deployment = Deployment(
         title=f"The Redis of {what}, {redact_url(url)}",
         kind=where.kind,
         sentinels=await _opinions(redis),
@@ -96,15 +96,15 @@ async def visit(redis: Redis, url: str, *, holds_runs: bool, holds_queue: bool) 
     try:
         found = await shards(redis)
     except (RedisError, OSError) as failure:
-        return replace(site, failure=_reason(failure))
+        return replace(deployment, failure=_reason(failure))
     holds = {"holds_runs": holds_runs, "holds_queue": holds_queue}
     answers = await asyncio.gather(*(_server_or_reason(redis, shard, holds) for shard in found))
     unreachable = {shard.name: answer for shard, answer in zip(found, answers, strict=True) if isinstance(answer, str)}
     servers = [answer for answer in answers if isinstance(answer, Server)]
     if not servers:
-        return replace(site, failure="; ".join(dict.fromkeys(unreachable.values())))
+        return replace(deployment, failure="; ".join(dict.fromkeys(unreachable.values())))
     uncovered = SLOTS - redis.known.covered if isinstance(redis, Cluster) else 0
-    return replace(site, servers=servers, unreachable=unreachable, uncovered_slots=uncovered)
+    return replace(deployment, servers=servers, unreachable=unreachable, uncovered_slots=uncovered)
 
 
 async def _opinions(redis: Redis) -> dict[str, Opinion]:
