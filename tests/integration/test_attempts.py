@@ -46,23 +46,20 @@ class Ended(NamedTuple):
 @pytest.fixture(scope="module")
 def after_a_kill(gateway_of_fleets: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """Runs whose worker was killed while they wrote, and one that nobody disturbed."""
-    launcher = Launcher(tmp_path_factory.mktemp("kill"))
+    fleet, launcher = gateway_of_fleets, Launcher(tmp_path_factory.mktemp("kill"))
     try:
-        victim = launcher.worker(gateway_of_fleets.redis.url, lease_seconds=LEASE, docs=CORPUS)
-        runs = {"undisturbed": gateway_of_fleets.client.submit(QUESTION, agent="research")}
-        gateway_of_fleets.until_ended(list(runs.values()))
-        runs["research"] = gateway_of_fleets.client.submit(QUESTION, agent="research", parameters={"pace": 20})
-        runs["saving"] = gateway_of_fleets.submit("steps", count=60, pause=0.03, every=7)
-        runs["starting again"] = gateway_of_fleets.submit("steps", count=60, pause=0.03)
-        gateway_of_fleets.until_running(list(runs.values())[2:], events=24)
-        wait_for(lambda: "token" in [entry.type for entry in gateway_of_fleets.client.log(runs["research"])])
+        victim = launcher.worker(fleet.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        runs = {"undisturbed": fleet.client.submit(QUESTION, agent="research")}
+        fleet.until_ended(list(runs.values()))
+        runs["research"] = fleet.client.submit(QUESTION, agent="research", parameters={"pace": 20})
+        runs["saving"] = fleet.submit("steps", count=60, pause=0.03, every=7)
+        runs["starting again"] = fleet.submit("steps", count=60, pause=0.03)
+        fleet.until_running(list(runs.values())[2:], events=24)
+        wait_for(lambda: "token" in [entry.type for entry in fleet.client.log(runs["research"])])
         victim.signal(signal.SIGKILL)
-        launcher.worker(gateway_of_fleets.redis.url, lease_seconds=LEASE, docs=CORPUS)
-        gateway_of_fleets.until_ended(list(runs.values()))
-        ended = {
-            name: Ended(*gateway_of_fleets.ended(request_id), pages(one, request_id))
-            for name, request_id in runs.items()
-        }
+        launcher.worker(fleet.redis.url, lease_seconds=LEASE, docs=CORPUS)
+        fleet.until_ended(list(runs.values()))
+        ended = {name: Ended(*fleet.ended(request_id), pages(fleet, request_id)) for name, request_id in runs.items()}
     finally:
         launcher.close()
     return ended
