@@ -23,6 +23,7 @@ from tests.kit.command import broker, here
 from tests.kit.containers import Container, nginx_command
 from tests.kit.doctor import diagnosis, the
 from tests.kit.http import Client, token
+from tests.kit.model_stub import ModelStub
 from tests.kit.processes import Gateway, Process, environment, wait_for
 from tests.kit.redis_server import free_port
 from tests.kit.whole_path import check_stream_and_poll
@@ -124,6 +125,19 @@ def test_a_gateway_without_a_proxy_is_fine_and_nothing_is_left_behind(gateway: G
     assert codes >= {"gateway_ready", "gateway_clock", "stream_headers", "stream_buffering", "stream_resume"}
     assert "heartbeats and" in the(findings, "stream_heartbeats").title
     assert runs_left(gateway, "tidy") == 0
+
+
+def test_looking_costs_no_tokens_of_a_model(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ModelStub() as stub:
+        for name, value in stub.environment.items():
+            monkeypatch.setenv(name, value)
+        url = launcher.redis().url
+        gateway = launcher.gateway(url, heartbeat_seconds=HEARTBEAT / 2)
+        launcher.worker(url, model="m")
+        findings = asyncio.run(look(gateway.url))
+        assert complaints(findings) == {}
+        assert "stream_resume" in {finding.code for finding in findings}
+        assert stub.journal("") == []
 
 
 def test_ctrl_c_leaves_nothing_behind_either(gateway: Gateway, tmp_path: Path) -> None:
