@@ -36,6 +36,8 @@ class Frames:
         """What the last `retry:` said."""
         self.comments = 0
         """How many came: heartbeats."""
+        self.last_field = ""
+        """The name of the last one that came; that of a comment is empty."""
         self._begun = False
         self._after_cr = False
         self._line: list[bytes] = []
@@ -78,6 +80,7 @@ class Frames:
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
+        self.last_field = name
         if name == "data":
             self._data.append(value)
             self._data_size += len(value) + 1

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from broker.client.frames import Frames, Oversized
 from broker.doctor.gateway import reason, said
 from broker.errors import BadCursor
 from broker.events import TERMINAL
@@ -69,6 +70,7 @@ class Recording:
     """When we had seen enough."""
     polls: list[Seen] = field(default_factory=list)
     """Of the run meanwhile."""
+    _frames: Frames = field(default_factory=Frames, init=False, repr=False)
 
     @property
     def finished(self) -> bool:
@@ -79,39 +81,18 @@ class Recording:
         """Until when it was watched."""
         return self.ended if self.ended is not None else self.left
 
-
-class Decoder:
-    """The lines of an event stream as our gateways write it: one `data:` line for each event, comments of one line."""
-
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self._rest = b""
-        self._fields: dict[str, str] = {}
-
     def feed(self, data: bytes, at: float) -> None:
-        self._recording.reads.append(at)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._line(line.rstrip(b"\r").decode("utf-8", "replace"), at)
-
-    def _line(self, line: str, at: float) -> None:
-        name, _, value = line.partition(":")
-        self._recording.told_to_return = name == "retry" and len(self._recording.reads) > 1
-        if line == "":
-            self._event(at)
-        elif name == "":
-            self._recording.heartbeats.append(at)
-        else:
-            self._fields[name] = value.removeprefix(" ")
-
-    def _event(self, at: float) -> None:
-        fields, self._fields = self._fields, {}
-        try:
-            event_id = EventId.parse(fields.get("id", "").rpartition("/")[2])
-            data = json.loads(fields["data"])
-        except (BadCursor, ValueError, KeyError):
-            return
-        self._recording.events.append(Arrival(at, event_id, fields.get("event", ""), data))
+        """What came of the stream. Raises Oversized."""
+        self.reads.append(at)
+        frames, comments = self._frames, self._frames.comments
+        for frame in frames.feed(data):
+            try:
+                event_id = EventId.parse((frame.id or "").rpartition("/")[2])
+                self.events.append(Arrival(at, event_id, frame.type, json.loads(frame.data)))
+            except (BadCursor, ValueError, RecursionError):
+                continue  # none of ours
+        self.heartbeats += [at] * (frames.comments - comments)
+        self.told_to_return = frames.last_field == "retry" and len(self.reads) > 1
 
 
 class Probe:
@@ -138,7 +119,6 @@ class Probe:
 
     async def _read(self, recording: Recording, after: EventId | None) -> None:
         headers = {"Accept-Encoding": "gzip", **({"Last-Event-ID": str(after)} if after else {})}
-        decoder = Decoder(recording)
         try:
             async with self._client.stream("GET", f"{self._run}/stream", headers=headers) as response:
                 recording.status, recording.headers = response.status_code, response.headers
@@ -148,8 +128,8 @@ class Probe:
                     recording.detail = said(response)
                 else:
                     async for data in response.aiter_bytes():
-                        decoder.feed(data, _now())
-        except (httpx.HTTPError, httpx.StreamError) as failure:
+                        recording.feed(data, _now())
+        except (httpx.HTTPError, httpx.StreamError, Oversized) as failure:
             recording.failure = reason(failure)
         recording.ended = _now()
 

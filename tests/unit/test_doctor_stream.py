@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.doctor.finding import Severity
 from broker.doctor.gateway import Answer, Health, judge_gateway, judge_refusal
-from broker.doctor.probe import Arrival, Decoder, Recording, Seen
+from broker.doctor.probe import Arrival, Recording, Seen
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume, lateness
 from broker.ids import EventId
 from tests.kit.doctor import the, worst
@@ -223,10 +223,9 @@ WIRE = b"retry: 1500\n" + b"".join(
 @given(st.lists(st.integers(0, len(WIRE)), max_size=12))
 def test_a_stream_is_read_alike_however_it_is_cut_into_pieces(cuts: list[int]) -> None:
     made = Recording(began=0.0)
-    decoder = Decoder(made)
     ends = [0, *sorted(cuts), len(WIRE)]
     for number, (first, last) in enumerate(itertools.pairwise(ends)):
-        decoder.feed(WIRE[first:last], float(number))
+        made.feed(WIRE[first:last], float(number))
     assert [event[1:] for event in made.events] == [event[1:] for event in LOG]
     assert len(made.heartbeats) == len(LOG)
     assert not made.told_to_return
@@ -234,11 +233,10 @@ def test_a_stream_is_read_alike_however_it_is_cut_into_pieces(cuts: list[int]) -
 
 def test_a_last_line_that_says_retry_is_the_gateway_s_own_end() -> None:
     made = Recording(began=0.0)
-    decoder = Decoder(made)
-    decoder.feed(b"retry: 1500\n", 0.0)
+    made.feed(b"retry: 1500\n", 0.0)
     assert not made.told_to_return
-    decoder.feed(b"id: 0-1\nevent: start\ndata: {}\n\n", 0.1)
-    decoder.feed(b"retry: 1500\n", 0.2)
+    made.feed(b"id: 0-1\nevent: start\ndata: {}\n\n", 0.1)
+    made.feed(b"retry: 1500\n", 0.2)
     assert made.told_to_return
-    decoder.feed(b": heartbeat\n", 0.3)
+    made.feed(b": heartbeat\n", 0.3)
     assert not made.told_to_return
