@@ -14,6 +14,7 @@ from broker.errors import Misconfigured
 from broker.gateway.auth import make_authenticator
 from broker.gateway.jwks import ASYMMETRIC, FETCH_SECONDS, NOT_FETCHED, fetch, usable
 from broker.settings import Settings, is_loopback, redact_url
+from broker.words import count, reason
 
 LEAST_VARIETY = 12
 """Different characters of a secret: a random one of 32 bytes has more, also in hex (16 kinds)."""
@@ -72,8 +73,8 @@ async def _look_at_jwks(url: str, accepted: Sequence[str]) -> Jwks:
         async with httpx.AsyncClient(timeout=FETCH_SECONDS) as client, asyncio.timeout(FETCH_SECONDS):
             keys = usable(await fetch(client, url), needed)
     except NOT_FETCHED as failure:
-        reason = str(failure).replace(url, redacted) or type(failure).__name__
-        return Jwks(url=redacted, is_private=is_private, failure=reason, needed=needed)
+        told = reason(failure).replace(url, redacted)
+        return Jwks(url=redacted, is_private=is_private, failure=told, needed=needed)
     fitting = {name for key in keys for name in key.algorithms}
     return Jwks(
         url=redacted,
@@ -158,6 +159,6 @@ def _judge_jwks(jwks: Jwks) -> list[Finding]:
             )
         )
     else:
-        keys = f"{jwks.keys} key{'s' * (jwks.keys != 1)}"
+        keys = count(jwks.keys, "key")
         found.append(ok("auth_jwks", f"the JWKS at {jwks.url} has {keys} for {', '.join(jwks.algorithms)}"))
     return found

@@ -21,6 +21,7 @@ from broker.runs.connections import connect
 from broker.runs.layout import SLOTS
 from broker.runs.shards import Shard, publish_verb, shard_of_key, shards
 from broker.settings import redact_url
+from broker.words import reason
 
 PINGS = 50
 PING_SECONDS = 5.0
@@ -96,7 +97,7 @@ async def visit(redis: Redis, url: str, *, holds_runs: bool, holds_queue: bool) 
     try:
         found = await shards(redis)
     except (RedisError, OSError) as failure:
-        return replace(deployment, failure=_reason(failure))
+        return replace(deployment, failure=reason(failure))
     holds = {"holds_runs": holds_runs, "holds_queue": holds_queue}
     answers = await asyncio.gather(*(_server_or_reason(redis, shard, holds) for shard in found))
     unreachable = {shard.name: answer for shard, answer in zip(found, answers, strict=True) if isinstance(answer, str)}
@@ -121,7 +122,7 @@ async def _server_or_reason(redis: Redis, shard: Shard, holds: Mapping[str, bool
     try:
         return await _server(redis, shard, holds)
     except (RedisError, OSError) as failure:
-        return _reason(failure)
+        return reason(failure)
 
 
 async def _server(redis: Redis, shard: Shard, holds: Mapping[str, bool]) -> Server:
@@ -205,7 +206,3 @@ def _address(redis: Redis) -> str:
 def _name(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _reason(failure: Exception) -> str:
-    return " ".join(str(failure).split()) or type(failure).__name__

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from broker.doctor.finding import Finding, error, ok
+from broker.words import reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,6 @@ async def ask(client: httpx.AsyncClient, path: str) -> Answer:
         ahead_seconds=_ahead(response.headers.get("date", "")),
         server=response.headers.get("server", ""),
     )
-
-
-def reason(failure: Exception) -> str:
-    return " ".join(str(failure).split()) or type(failure).__name__
 
 
 def said(response: httpx.Response) -> str:

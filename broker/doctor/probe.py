@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import httpx
 
 from broker.client.frames import Frames, Oversized
-from broker.doctor.gateway import reason, said
+from broker.doctor.gateway import said
 from broker.errors import BadCursor
 from broker.events import TERMINAL
 from broker.ids import EventId
+from broker.words import reason
 
 AGENT = "research"
 POLL_SECONDS = 0.25

@@ -9,7 +9,9 @@ from redis.asyncio import Redis
 
 from broker.doctor.finding import Finding, error, ok, warning
 from broker.runs import keys
+from broker.runs.clock import now_ms
 from broker.runs.queue import DUE_MARGIN_MS
+from broker.words import count
 
 LONG_SECONDS = 10.0
 """A run that nobody took for so long waits for a worker, not for a poll."""
@@ -33,18 +35,17 @@ class Queue:
 
 async def look_at_queue(redis: Redis, lease_seconds: float) -> Queue:
     """`redis` is the queue's. Raises redis-py's exceptions."""
-    seconds, micros = await redis.time()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    latest = now_ms - int(lease_seconds * 2000)
+    now = await now_ms(redis)
+    latest = now - int(lease_seconds * 2000)
     waiting = await redis.zcard(keys.QUEUE)
     first = await redis.zrange(keys.QUEUE, 0, 0, withscores=True)
     abandoned = await redis.zcount(keys.LEASES, "-inf", latest)
     ids = await redis.zrangebyscore(keys.LEASES, "-inf", latest, start=0, num=_SHOWN, withscores=True)
     return Queue(
         waiting=waiting,
-        oldest_seconds=max((now_ms - DUE_MARGIN_MS - first[0][1]) / 1000, 0.0) if first else 0.0,
+        oldest_seconds=max((now - DUE_MARGIN_MS - first[0][1]) / 1000, 0.0) if first else 0.0,
         abandoned=abandoned,
-        abandoned_seconds=(now_ms - ids[0][1]) / 1000 if ids else 0.0,
+        abandoned_seconds=(now - ids[0][1]) / 1000 if ids else 0.0,
         abandoned_ids=tuple(member.decode("ascii", "replace") for member, _ in ids),
     )
 
@@ -81,4 +82,4 @@ def _waiting(queue: Queue) -> Finding:
 
 
 def _count(runs: int) -> str:
-    return f"{runs:,} run{'s' * (runs != 1)}" if runs else "no run"
+    return count(runs, "run") if runs else "no run"

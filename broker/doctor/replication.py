@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from broker.doctor.deployment import Deployment, Server
 from broker.doctor.finding import Finding, error, note, ok, warning
+from broker.words import count
 
 LATE_SECONDS = 10
 LEAST_SENTINELS = 3
@@ -75,8 +76,7 @@ def _late(server: Server, replicas: list[dict[str, Any]]) -> list[Finding]:
                 )
             )
     if not found:
-        count = len(replicas)
-        found.append(ok("redis_replicas", f"{server.name} has {count} replica{'s' * (count != 1)}, up to date"))
+        found.append(ok("redis_replicas", f"{server.name} has {count(len(replicas), 'replica')}, up to date"))
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from broker.doctor.finding import Finding, Severity
+from broker.words import count
 
 MARKS = {Severity.OK: "ok", Severity.NOTE: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 _COLORS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}
@@ -36,9 +37,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 def summary(findings: Sequence[Finding]) -> str:
     counts = {severity: sum(finding.severity is severity for finding in findings) for severity in Severity}
     worse = [(Severity.ERROR, "error"), (Severity.WARNING, "warning"), (Severity.NOTE, "note")]
-    parts = [
-        f"{counts[severity]} {word}{'s' * (counts[severity] != 1)}" for severity, word in worse if counts[severity]
-    ]
+    parts = [count(counts[severity], word) for severity, word in worse if counts[severity]]
     return ", ".join(parts) if parts else "Everything is fine."
 
 

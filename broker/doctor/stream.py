@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from broker.doctor.finding import Finding, error, note, ok, warning
 from broker.doctor.probe import AGENT, Arrival, Recording
+from broker.words import count
 
 LATE_SECONDS = 1.0
 """An event that was in the log for so long and has not arrived is held back."""
@@ -230,12 +231,11 @@ def judge_idle(recording: Recording, *, heartbeat: float, held_back: bool) -> li
                 f"Heartbeats come every {heartbeat:g} s at most: use --seconds {heartbeat + 5:g} or more.",
             )
         ]
-    count = len(recording.heartbeats)
     return [
         ok(
             "stream_heartbeats",
-            f"an idle stream lived for the {watched:.0f} s that it was watched, with {count} "
-            f"heartbeat{'s' * (count != 1)} and at most {silence:.1f} s of silence",
+            f"an idle stream lived for the {watched:.0f} s that it was watched, with "
+            f"{count(len(recording.heartbeats), 'heartbeat')} and at most {silence:.1f} s of silence",
         )
     ]
 

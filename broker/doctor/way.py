@@ -10,11 +10,12 @@ from broker.client import transport
 from broker.client.site import site
 from broker.doctor.clock import judge_gateway_clock
 from broker.doctor.finding import Finding, Severity, error, note
-from broker.doctor.gateway import judge_gateway, judge_refusal, look_at_gateway, reason
+from broker.doctor.gateway import judge_gateway, judge_refusal, look_at_gateway
 from broker.doctor.probe import Arrival, Recording, Refused, probe
 from broker.doctor.stream import judge_flow, judge_head, judge_idle, judge_resume
 from broker.errors import Misconfigured
 from broker.settings import Settings
+from broker.words import reason
 
 WORDS_PER_SECOND = 2.5
 ANSWER_SECONDS = 10.0

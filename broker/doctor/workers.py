@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from broker import __version__
 from broker.doctor.finding import Finding, error, note, ok, warning
 from broker.runs.workers import WorkerInfo, Workers
+from broker.words import count
 
 
 async def look_at_workers(redis: Redis) -> list[WorkerInfo]:
@@ -30,7 +31,7 @@ def judge_workers(
 
 def _load(workers: Sequence[WorkerInfo]) -> Finding:
     runs, room = sum(worker.runs for worker in workers), sum(worker.max_jobs for worker in workers)
-    said = f"{len(workers)} worker{'s' * (len(workers) != 1)} with {runs} of at most {room} runs"
+    said = f"{count(len(workers), 'worker')} with {runs} of at most {room} runs"
     if runs >= room:
         return note("workers", said, "They take no more until one ends: start more, or raise BROKER_MAX_JOBS.")
     return ok("workers", said)
