@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 
@@ -19,6 +20,10 @@ from tests.kit.netns import Namespace, Network
 from tests.kit.pair import Pair
 from tests.kit.processes import Gateway, Process, Worker, environment
 from tests.kit.redis_server import RedisServer
+
+# How fast a machine is decides no test.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 _subjects = (f"user-{n}" for n in itertools.count(1))
 

@@ -87,7 +87,7 @@ STREAM_HEADERS = {
 JSON_HEADERS = {"date", "content-type", "content-length", "cache-control", "x-request-id", "etag", "location"}
 
 batches: Callable[[Any], Any] = settings(
-    max_examples=scaled(60), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    max_examples=scaled(60), print_blob=True, suppress_health_check=list(HealthCheck)
 )
 
 

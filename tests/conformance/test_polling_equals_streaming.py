@@ -80,7 +80,7 @@ STEP = st.one_of(
 END = st.sampled_from([Final(), Final(answer="said at the end"), Error(code="x", message="y"), None])
 
 
-@settings(max_examples=scaled(80), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=scaled(80), print_blob=True, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, max_size=12), end=END)
 def test_a_run_with_rewinds_polls_as_it_streams(
     wire: Wire, steps: list[tuple[str, int]], end: Final | Error | None

@@ -10,7 +10,7 @@ from typing import Any
 
 import jwt
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.types import Scope
@@ -520,7 +520,7 @@ headers = st.fixed_dictionaries(
     optional=dict.fromkeys(("kid", "crit", "b64", "jku", "jwk"), json_values),
 )
 parts = st.binary(max_size=60) | headers.map(lambda header: json.dumps(header).encode())
-whatever = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+whatever = hypothesis_settings(max_examples=300)
 
 
 def test_the_tokens_that_the_properties_corrupt_are_good_ones(call: Call) -> None:

@@ -361,7 +361,7 @@ async def test_a_run_that_is_no_longer_there_finishes_the_channel() -> None:
 # -- any schedule --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=scaled(400), deadline=None)
+@settings(max_examples=scaled(400))
 @given(st.data())
 def test_in_any_schedule_every_reader_gets_each_entry_once(data: st.DataObject) -> None:
     """Batches, losses, re-reads and readers that come and go, in any order; readers catch up as the follower does."""

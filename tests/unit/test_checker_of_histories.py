@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from broker.events import TERMINAL, Attempt, Cancelled, Entry, Error, Final, Start, Token
@@ -245,7 +245,7 @@ def play(script: list[tuple[str, str, int]], kind: str) -> tuple[World, Story]:
 
 
 ENDS = st.sampled_from(["final", "error", "cancelled"])
-MANY = settings(max_examples=scaled(3_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=scaled(3_000))
 
 
 @MANY

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from broker.cli.text import compact, count, duration, harmless, make_legible, one_line, parameter
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_harmless_text_has_no_control_characters_but_line_feeds_and_tabs(text: str) -> None:
     assert not [char for char in harmless(text) if unicodedata.category(char) == "Cc" and char not in "\n\t"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_text_without_control_characters_stays_as_it_is(text: str) -> None:
     text = "".join(char for char in text if unicodedata.category(char) != "Cc" or char in "\n\t")
     assert harmless(text) == text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_harmless_text_stays_as_it_is(text: str) -> None:
     assert harmless(harmless(text)) == harmless(text)
@@ -40,7 +40,7 @@ def test_line_ends_of_windows_become_line_feeds() -> None:
     assert harmless("a\r\nb\rc") == "a\nbc"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text())
 def test_one_line_is_one_line(text: str) -> None:
     assert len(one_line(text).splitlines()) <= 1

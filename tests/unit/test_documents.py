@@ -228,7 +228,7 @@ def test_passages_are_short_and_never_cross_a_heading() -> None:
 markup = st.text(st.sampled_from("ab. \n\t#-=*_`~|>[]()<!:/&;\"'+1.é?\u3002\u2028\x0b\x0c\x85"), max_size=300)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(source=markup | st.text(max_size=300), suffix=st.sampled_from(sorted(READERS)))
 def test_every_sentence_of_any_text_is_literally_in_it(source: str, suffix: str) -> None:
     whole = extracted_text(source) if READERS[suffix] is webpage else normalise(source)
@@ -472,7 +472,7 @@ operators = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(st.characters(), max_size=60) | operators.map(" ".join) | operators.map("".join))
 def test_no_text_is_a_syntax_error(query: str) -> None:
     found = index_of(CORPUS).search(query)

@@ -74,7 +74,7 @@ def test_two_shards_that_become_one_have_one_name() -> None:
     assert found.names == {D: "10.0.0.1:1", C: "10.0.0.1:3"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=8))
 def test_names_are_unique_and_every_primary_has_one(history: list[list[int]]) -> None:
     found = NOTHING

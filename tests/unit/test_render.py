@@ -114,7 +114,7 @@ def test_tokens_come_one_after_the_other_as_they_are() -> None:
     assert lines(tokens("one ", "two", "\n three")) == ["one two", " three"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(st.sampled_from("ab 日é\n*_#`[]|<>:"), max_size=12), max_size=30), st.integers(20, 100))
 def test_the_answer_stands_on_the_terminal_character_by_character(texts: list[str], columns: int) -> None:
     """No wrapping of ours, no markup, no emoji codes: a terminal wraps by itself."""
@@ -140,7 +140,7 @@ def test_each_part_of_an_answer_stands_one_line_apart_however_it_begins() -> Non
     assert lines(parts) == ["one", "", "→ t()", "", "two", "", "three"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_no_event_can_control_the_terminal(text: str) -> None:
     """The Display raises for every control character and every sequence that is not ours."""
@@ -198,7 +198,7 @@ def test_there_is_no_bar_while_the_answer_is_written_so_nothing_flickers() -> No
 
 
 @pytest.mark.parametrize("columns", [2, 5, 10, 20, 40, 200])
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(percent=st.floats(0, 100), message=st.text(st.sampled_from("ab日 "), max_size=60))
 def test_the_bar_never_wraps(columns: int, percent: float, message: str) -> None:
     display = shown([Bar(percent=percent, message=message)], columns=columns)
@@ -396,7 +396,7 @@ def test_after_a_cursor_it_is_said_that_what_others_printed_is_void_too() -> Non
     assert got[-1] == "three"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_last_answer_on_the_terminal_is_what_survives(data: st.DataObject) -> None:
     """Whatever attempts there are: below the last notice that it starts anew stands the whole answer."""

@@ -269,7 +269,7 @@ def test_the_pieces_of_an_answer_are_the_answer(answer: str) -> None:
     assert all(split(answer))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(st.characters(), max_size=100))
 def test_any_query_ends_in_a_final_that_json_can_carry(query: str) -> None:
     result = asyncio.run(ask(query))
