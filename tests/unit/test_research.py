@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.events import AGENT, Error, Event, Final, Message, Progress, Sources, Token, dumps
+from broker.events import AGENT, Error, Event, Final, Message, Progress, Reasoning, Sources, Token, dumps
+from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
+from worker.agents import joiner, research
 from worker.agents.research import (
     MOST_SOURCES,
     Plan,
@@ -31,6 +33,7 @@ from worker.documents import index as index_module
 from worker.documents.folder import quotable_text
 from worker.documents.index import index_of
 from worker.documents.text import Passage
+from worker.models.model import End, Piece, Text, Thought
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 
@@ -341,6 +344,29 @@ async def test_a_parameter_that_research_does_not_have_is_named(unknown: str) ->
     assert len(error.json_data()) < 64 * 1024
     if len(unknown) < 100:
         assert "; it has model, temperature, " in error.message and "max_sources" in error.message
+
+
+# With a model
+
+
+async def test_the_stages_share_the_room_that_a_log_has_for_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late attempt has one piece that leaves freely; all others wait for more, here until their stage has ended."""
+
+    class Thinks:
+        async def stream(self, *_: object) -> AsyncIterator[Piece]:
+            for _n in range(5):
+                yield Thought(text="hm ")
+                await asyncio.sleep(0.01)
+            yield Text(text="Green tea.")
+            yield End(reason="stop")
+
+    monkeypatch.setattr(joiner, "PAUSE_SECONDS", 600.0)
+    monkeypatch.setattr(research, "open_model", lambda _: Thinks())
+    run = Run(request_id="0" * 32, query=GREEN_TEA, attempt=14, deadline=time.time() + 60)
+    steps = [step async for step in make_research(CORPUS, Settings(model="m"))(run)]
+    thoughts = [step.text for step in steps if isinstance(step, Reasoning)]
+    assert "".join(thoughts) == "hm " * 15
+    assert len(thoughts) == 4
 
 
 # Restoring

@@ -6,17 +6,17 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from broker.events import Error, Event, Final, Reasoning, Token, ToolCall, ToolResult, dumps
+from broker.events import Error, Event, Final, ToolCall, ToolResult, dumps
 from broker.settings import Settings
 from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
+from worker.agents.answer import Answer
 from worker.agents.conversation import Conversation, opening, sendable
-from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
 from worker.models import open_model
-from worker.models.model import Call, End, Message, Model, ModelError, Options, Piece, Text, Thought
+from worker.models.model import Call, End, Message, Model, ModelError, Options
 from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
 from worker.tools.registry import Tools
 from worker.tools.result import MAX_RESULT_BYTES, Result, cut
@@ -97,7 +97,6 @@ class _Talk:
         self._most_rounds = most_rounds
         self._said = Conversation.restored(run.restored)
         self._joiner = Joiner(run.attempt)
-        self._now = asyncio.get_running_loop().time
         self._end: End | None = None
         """Of the answer that called nothing."""
         self._too_large = False
@@ -128,25 +127,13 @@ class _Talk:
                 parameters=self._wanted.sampling,
             ),
         )
-        answer, failure = _Answer(), None
-        async with Feed(stream) as feed:
-            try:
-                while not feed.ended:
-                    for piece in await feed.take(self._joiner.wait(self._now())):
-                        self._take(piece, answer)
-                    for event in self._joiner.take(self._now()):
-                        yield event
-            except ModelError as error:
-                failure = error
-        for event in self._joiner.take(self._now(), everything=True):
-            yield event
-        if failure is not None:
-            raise failure
-        if answer.end is None:
-            raise ModelError("model_broken", "The model's answer broke off.")
+        answer = Answer(before=_BETWEEN_ROUNDS if self._said.has_text else "")
+        async with aclosing(answer.events(stream, self._joiner)) as events:
+            async for event in events:
+                yield event
         if answer.calls and last:
             raise ModelError("too_many_rounds", f"The model still calls tools after {self._most_rounds} rounds.")
-        self._said = self._said.answered("".join(answer.text), answer.calls, answer.end.usage)
+        self._said = self._said.answered(answer.text, answer.calls, answer.end.usage)
         if not answer.calls:
             self._end = answer.end
             return
@@ -154,19 +141,6 @@ class _Talk:
             yield ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=_shown(call.arguments))
         for checkpoint in self._checkpoint():
             yield checkpoint
-
-    def _take(self, piece: Piece, answer: _Answer) -> None:
-        if isinstance(piece, Text):
-            if piece.text and not answer.text and self._said.has_text:
-                self._joiner.add(Token, _BETWEEN_ROUNDS, self._now())
-            self._joiner.add(Token, piece.text, self._now())
-            answer.text.append(piece.text)
-        elif isinstance(piece, Thought):
-            self._joiner.add(Reasoning, piece.text, self._now())
-        elif isinstance(piece, Call):
-            answer.calls.append(piece)
-        else:
-            answer.end = piece
 
     async def _call_tools(self) -> AsyncGenerator[Event | Checkpoint, None]:
         """The calls that have no result, at the same time; each result as it comes, and a checkpoint with it."""
@@ -210,13 +184,6 @@ class _Talk:
         """Of all rounds; without tokens where the server does not tell."""
         tokens = self._said.usage.told() if self._said.usage is not None else {}
         return {**tokens, "rounds": self._said.rounds, "model": self._wanted.model, "finish_reason": end.reason}
-
-
-@dataclass
-class _Answer:
-    text: list[str] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    end: End | None = None
 
 
 def _shown(arguments: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,18 +9,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from broker.events import Error, Event, Final, Message, Progress, Reasoning, Token, dumps
+from broker.events import Error, Event, Final, Message, Progress, Token, dumps
 from worker.agent import Checkpoint, Run
 from worker.agents import briefs
+from worker.agents.answer import Answer
 from worker.agents.citing import Citer, Claims
 from worker.agents.conversation import sendable
-from worker.agents.feed import Feed
 from worker.agents.joiner import Joiner
 from worker.agents.ranking import Source, screen
 from worker.agents.stages import Place, stage
 from worker.documents.index import Found
-from worker.models.model import End, Model, ModelError, Options, Text, Thought, Usage
 from worker.models.model import Message as Said
+from worker.models.model import Model, ModelError, Options, Usage
 
 CANDIDATES = 20
 MAX_STATE_BYTES = 60_000
@@ -120,6 +119,7 @@ class Researcher:
         self._model = model
         self._search = search
         self._wanted = wanted
+        self._joiner = Joiner(run.attempt)
         self._usage: Usage | None = None
         self._heard = ""
         self._reason = "stop"
@@ -213,40 +213,20 @@ class Researcher:
         """One answer of the model: its reasoning, and with `citer` its text, without the citations that do not hold.
         Without, the text is for us: it is in `_heard` then. Why it ended is in `_reason`.
         """
-        heard, joiner, now = list[str](), Joiner(), asyncio.get_running_loop().time
-        end: End | None = None
         options = Options(
             model=self._wanted.model,
             deadline=self._run.deadline,
             request_id=self._run.request_id,
             parameters=sampling or {},
         )
-        failure: ModelError | None = None
-        async with Feed(self._model.stream(sendable(messages), [], options)) as feed:
-            while not feed.ended and failure is None:
-                try:
-                    pieces = await feed.take(joiner.wait(now()))
-                except ModelError as error:
-                    pieces, failure = [], error
-                for piece in pieces:
-                    if isinstance(piece, Thought):
-                        joiner.add(Reasoning, piece.text, now())
-                    elif isinstance(piece, Text):
-                        heard.append(piece.text)
-                        joiner.add(Token, citer.feed(piece.text) if citer else "", now())
-                    elif isinstance(piece, End):
-                        end = piece
-                for event in joiner.take(now()):
-                    yield event
-        joiner.add(Token, citer.end() if citer else "", now())
-        for event in joiner.take(now(), everything=True):
-            yield event
-        if failure is not None:
-            raise failure
-        if end is None:
-            raise ModelError("model_broken", "The model's answer broke off.")
-        self._usage = end.usage if self._usage is None else self._usage + (end.usage or Usage())
-        self._heard, self._reason = "".join(heard), end.reason
+        answer = Answer(show=citer.feed, rest=citer.end) if citer is not None else Answer(show=lambda _: "")
+        stream = self._model.stream(sendable(messages), [], options)
+        async with aclosing(answer.events(stream, self._joiner)) as events:
+            async for event in events:
+                yield event
+        used = answer.end.usage
+        self._usage = used if self._usage is None else self._usage + (used or Usage())
+        self._heard, self._reason = answer.text, answer.end.reason
 
     def _told(self, state: State, *, dropped: int, reason: str) -> dict[str, Any]:
         """The usage of the run; without tokens where the server does not tell."""
