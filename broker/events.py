@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.ids import EventId
 
-TERMINAL = frozenset({"final", "error", "cancelled"})
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+"""Of a run."""
+STATUSES: tuple[Status, ...] = get_args(Status)
+STATUS_OF: Mapping[str, Status] = {"final": "completed", "error": "failed", "cancelled": "cancelled"}
+"""The terminal events, and what their runs are then."""
+TERMINAL = frozenset(STATUS_OF)
 
 AttemptReason = Literal[
     "started",

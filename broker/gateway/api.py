@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
+from broker.events import Status
 from broker.fold import Outcome
 from broker.runs.record import Record
 
 PREFIX = "/api/v1"
 MAX_SESSION_ID = 255
 
-Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 Object = dict[str, Any]
 
 

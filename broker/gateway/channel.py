@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from broker.events import Entry
+from broker.events import STATUS_OF, Entry
 from broker.gateway.dialects import Dialect
 from broker.gateway.view import View
 from broker.ids import START, EventId
@@ -91,7 +91,7 @@ class Channel:
         for view in self.views.values():
             view.extend(entries)
         if last.terminal:
-            self.status = {"final": "completed", "error": "failed"}.get(last.type, "cancelled")
+            self.status = STATUS_OF[last.type]
             self._finish()
         return True
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from broker import __version__
-from broker.gateway.api import Problem, Status
+from broker.events import STATUSES
+from broker.gateway.api import Problem
 from broker.gateway.problems import MEDIA_TYPE
 from broker.gateway.routes import EVENT_STREAM, Route
 
@@ -32,7 +33,7 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "status": (
         "query",
         "Only the runs that have it now. A page may then be short, or empty, and have a `next`.",
-        {"type": "string", "enum": list(get_args(Status))},
+        {"type": "string", "enum": list(STATUSES)},
     ),
     "subject": (
         "query",

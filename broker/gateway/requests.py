@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from broker.errors import BadCursor, BadRequest, Invalid, TooLarge, UnsupportedMediaType
-from broker.gateway.api import Status, SubmitBody
+from broker.events import STATUSES
+from broker.gateway.api import SubmitBody
 from broker.ids import Cursor
 from broker.runs.record import Submission
 from broker.settings import Settings
@@ -169,8 +170,8 @@ def wait_seconds(request: Request) -> tuple[float, bool]:
 def status(request: Request) -> str | None:
     """Raises BadRequest."""
     text = request.query_params.get("status")
-    if text is not None and text not in get_args(Status):
-        raise BadRequest(f"`status` is one of {', '.join(get_args(Status))}.")
+    if text is not None and text not in STATUSES:
+        raise BadRequest(f"`status` is one of {', '.join(STATUSES)}.")
     return text
 
 

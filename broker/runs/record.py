@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import rfc8785
 
-from broker.events import dumps
+from broker.events import STATUS_OF, dumps
 from broker.fold import Rewind
 from broker.ids import EventId, Owner
 
 LIVE = frozenset({"queued", "running"})
-FINISHED = frozenset({"completed", "failed", "cancelled"})
+FINISHED = frozenset(STATUS_OF.values())
 
 
 @dataclass(frozen=True, kw_only=True)
