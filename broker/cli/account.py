@@ -8,7 +8,6 @@ from datetime import datetime
 from itertools import pairwise
 
 from broker.client import LogEvent, Run
-from broker.ids import EventId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def account(run: Run, events: Iterable[LogEvent], now: datetime) -> Account:
             total, void = counts[-1]
             counts[-1] = total.plus(event), void.plus(event) if event.void else void
         elif event.data["attempt"] > (began[-1][0] if began else 0):  # else it is that of a closing (PROTOCOL 5.1)
-            began.append((event.data["attempt"], event.data["reason"], EventId.parse(event.id).epoch))
+            began.append((event.data["attempt"], event.data["reason"], event.id.epoch))
             counts.append((Count(), Count()))
     starts = [waited + (epoch - began[0][2]) / 1000 for _, _, epoch in began]
     attempts = tuple(

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from broker.client.received import typed
+from broker.errors import BadCursor
 from broker.events import Event
+from broker.ids import EventId
+
+
+def _event_id(value: Any) -> EventId:
+    try:
+        return value if isinstance(value, EventId) else EventId.parse(value)
+    except (BadCursor, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+Id = Annotated[EventId, PlainValidator(_event_id), PlainSerializer(str, when_used="json")]
+"""An event's id; in JSON its text."""
 
 
 class _Model(BaseModel):
@@ -47,7 +60,7 @@ class RunSummary(_Model):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    last_event_id: str
+    last_event_id: Id
     metadata: dict[str, Any]
     links: Links
 
@@ -77,7 +90,7 @@ class Run(RunSummary):
 class LogEvent(_Model):
     """An event of a run's log, those included that a later attempt took back."""
 
-    id: str
+    id: Id
     type: str
     data: dict[str, Any]
     void: bool

@@ -67,7 +67,7 @@ def test_what_an_agent_says_arrives_as_typed_events(client: AnyClient, alice: ht
     assert run.created_at <= run.started_at <= run.finished_at
     listed = list(client.events(following.request_id))
     assert [(item.id, item.type, item.event, item.void) for item in listed] == [
-        (str(item.id), item.type, item.event, False) for item in seen
+        (item.id, item.type, item.event, False) for item in seen
     ]
 
 

@@ -19,6 +19,7 @@ from broker.client.errors import ApiError, Unreachable, error_of
 from broker.client.models import Accepted, Run
 from broker.client.site import DEFAULT_URL, site
 from broker.errors import BrokerError, Invalid, Misconfigured, RunNotFound, Unavailable
+from broker.ids import EventId
 
 RID = "ab" * 16
 RUN: dict[str, Any] = {
@@ -226,6 +227,22 @@ def test_a_success_that_is_no_run_is_not_a_broker(body: bytes) -> None:
     with pytest.raises(ApiError, match="URL of a broker") as refused:
         calls.poll(RID).read(Answer(200, {}, body))
     assert refused.value.code == "not_a_broker"
+
+
+def test_ids_are_event_ids_and_in_json_their_text() -> None:
+    got = calls.poll(RID).read(answer(RUN))
+    row = {"id": "10-2", "type": "token", "data": {"text": "x"}, "void": False}
+    [event] = calls.events(RID, None).read(answer({"events": [row], "next": None})).events
+    assert (got.last_event_id, event.id) == (EventId(3, 4), EventId(10, 2))
+    assert event.id > got.last_event_id
+    assert (got.model_dump(mode="json")["last_event_id"], event.model_dump(mode="json")) == ("3-4", row)
+    assert json.loads(got.model_dump_json())["last_event_id"] == "3-4"
+
+
+@pytest.mark.parametrize("event_id", ["", "3", "3-x", 3, None, ["3-4"]])
+def test_an_answer_whose_ids_are_none_is_not_a_broker_s(event_id: object) -> None:
+    with pytest.raises(ApiError, match="no Run of a broker"):
+        calls.poll(RID).read(answer({**RUN, "last_event_id": event_id}))
 
 
 KNOWN = [
