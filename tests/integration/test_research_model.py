@@ -213,6 +213,29 @@ async def test_events_have_room_for_the_most_sources_in_any_script(
         assert analyzed == len(final(steps).citations) == 20
 
 
+@pytest.mark.parametrize("letter", ["u", "ü", "𐌰"])
+async def test_a_citation_has_its_whole_sentence_or_says_that_it_is_cut(
+    over: Callable[[Path | None], Agent], tmp_path: Path, letter: str
+) -> None:
+    for number in range(20):
+        sentence = f"Green tea {number}" + f" water {letter * 20}" * 14
+        (tmp_path / f"{number}.md").write_text(f"# {number}\n\n{sentence}.")
+    cited = " ".join(f"Green tea water {letter * 20} [{number}]." for number in range(1, 21))
+    query = f'[[say@plan=["green tea water"] ]] [[say@screen=All.]] [[say@cite={cited}]]'
+    steps = await steps_of(over(tmp_path), query, max_sources=20)
+    citations = final(steps).citations
+    assert len(citations) == 20
+    for citation in citations:
+        beginning, mark, _ = citation["sentence"].partition("…")
+        file = " ".join((tmp_path / citation["path"]).read_text().split())
+        assert beginning in file
+        assert (mark == "…") == (letter == "𐌰") == (not file.endswith(beginning))
+
+
+async def test_a_bracket_at_the_end_of_an_answer_stays(agent: Agent) -> None:
+    assert text(await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[say@cite=It was [1]]")) == "It was [1"
+
+
 @pytest.mark.parametrize("stage", ["plan", "screen", "cite"])
 async def test_a_failing_model_ends_the_run_with_its_code(agent: Agent, stage: str) -> None:
     steps = await steps_of(agent, f"{QUESTION} {PLAN} {SCREEN} [[fail@{stage}=context]]")

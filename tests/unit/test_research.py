@@ -28,6 +28,7 @@ from worker.agents.research import (
     split,
 )
 from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND
+from worker.agents.stages import fitted
 from worker.documents import folder
 from worker.documents import index as index_module
 from worker.documents.folder import quotable_text
@@ -347,6 +348,14 @@ async def test_a_parameter_that_research_does_not_have_is_named(unknown: str) ->
 
 
 # With a model
+
+
+@given(text=st.text(max_size=300), most=st.integers(6, 400))
+def test_a_text_is_fitted_into_bytes(text: str, most: int) -> None:
+    room = len(dumps("")) + max(most, len(dumps("…")))
+    shown = fitted(text, room)
+    assert len(dumps(shown)) <= room
+    assert shown == text if len(dumps(text)) <= room else shown.endswith("…") and text.startswith(shown[:-1])
 
 
 async def test_the_stages_share_the_room_that_a_log_has_for_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,12 @@ from worker.agents.citing import Citer, Claims
 from worker.agents.conversation import sendable
 from worker.agents.joiner import Joiner
 from worker.agents.ranking import Source, screen
-from worker.agents.stages import Place, stage
+from worker.agents.stages import MAX_BYTES, Place, fitted, stage
 from worker.documents.index import Found
 from worker.models.model import Message as Said
 from worker.models.model import Model, ModelError, Options, Usage
 
 CANDIDATES = 20
-MAX_STATE_BYTES = 60_000
-"""A checkpoint may have a little more."""
 MAX_CITED_BYTES = 40_000
 """Of the sentences of all citations, which one event has to carry."""
 
@@ -32,8 +30,6 @@ NO_DOCUMENTS = "There are no documents to search, so there is no answer."
 NOTHING_FOUND = "Nothing in the documents answers this question."
 
 Step = Event | Checkpoint
-_CHARACTER_BYTES = 12
-"""The most that one needs in ASCII JSON."""
 
 
 class Candidate(BaseModel):
@@ -96,7 +92,7 @@ class State(BaseModel):
         kept = self.candidates
         while True:
             state = self.model_copy(update={"candidates": kept}).model_dump(mode="json")
-            if len(dumps(state)) <= MAX_STATE_BYTES or not kept:
+            if len(dumps(state)) <= MAX_BYTES or not kept:
                 return Checkpoint(state=state)
             kept = kept[:-1]
 
@@ -242,7 +238,7 @@ class Researcher:
 
 def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """For each passage that is cited, its sentence that is closest to the claim; its numbers are the answer's."""
-    most = MAX_CITED_BYTES // (_CHARACTER_BYTES * max(len(citer.cited), 1))
+    most = MAX_CITED_BYTES // max(len(citer.cited), 1)
     citations = []
     for number, claim in sorted(citer.cited.items()):
         candidate = candidates[number - 1]
@@ -254,7 +250,7 @@ def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, 
                 "title": candidate.title,
                 "path": candidate.path,
                 "line": line,
-                "sentence": sentence if sentence.isascii() else sentence[:most],
+                "sentence": fitted(sentence, most),
                 "score": round(score, 3),
             }
         )

@@ -1,4 +1,4 @@
-"""The `sources` of a stage of `research`, as an event has room for them."""
+"""The `sources` of a stage of `research`, and the sentences of citations, as an event has room for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from broker.events import Sources, dumps
+from worker.agent import MAX_EVENT_BYTES
 from worker.documents.text import shorten
 
 EXCERPT_CHARS = 300
-MAX_BYTES = 60_000
-"""An event may have a little more."""
+MAX_BYTES = MAX_EVENT_BYTES - 4096
+"""Of what an event or a checkpoint has a list of; the rest has room beside it."""
 
 Stage = Literal["discovered", "screened", "analyzed"]
 
@@ -47,3 +48,14 @@ def stage(name: Stage, places: Sequence[Place]) -> Sources:
         if chars <= 1 or len(dumps(items)) <= MAX_BYTES:
             return Sources(stage=name, count=len(items), items=items)
         chars //= 2
+
+
+def fitted(text: str, most: int) -> str:
+    """The text, or as much of it as has at most so many bytes as ASCII JSON, ending with `…`."""
+    if len(dumps(text)) <= most:
+        return text
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(dumps(shorten(text, middle))) <= most else (low, middle - 1)
+    return shorten(text, low)
