@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.agent import Agent
 from worker.agents.chat import make_chat
 from worker.agents.research import make_research
 from worker.agents.search import make_search
+from worker.loading import load_module
 from worker.tools.registry import load_tools
 
 
@@ -22,8 +19,6 @@ def load(settings: Settings) -> dict[str, Agent]:
         "research": make_research(settings.docs, settings),
         "chat": make_chat(settings, load_tools(settings, search)),
     }
-    if settings.agents and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     for name, target in settings.agent_targets.items():
         agents[name] = _import(name, target)
     return agents
@@ -31,11 +26,7 @@ def load(settings: Settings) -> dict[str, Agent]:
 
 def _import(name: str, target: str) -> Agent:
     module_name, _, attribute = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise Misconfigured(f"BROKER_AGENTS: {name}: importing {module_name} failed: {error!r}") from error
-    agent = getattr(module, attribute, None)
+    agent = getattr(load_module(module_name, f"BROKER_AGENTS: {name}"), attribute, None)
     if not callable(agent):
         raise Misconfigured(f"BROKER_AGENTS: {name}: {module_name} has no function {attribute}")
     found: Agent = agent

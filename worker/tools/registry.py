@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.agent import Run
+from worker.loading import load_module
 from worker.models.model import Call, ToolSpec
 from worker.tools.result import BadResult, Result, failure, make_result
 from worker.tools.threads import Threads
@@ -127,8 +124,6 @@ def load_tools(settings: Settings, built_in: Iterable[Callable[..., Any]] = ()) 
 
     Raises Misconfigured, which names the module and the function that cannot be used, and why.
     """
-    if settings.tools and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     places: dict[Any, str] = dict.fromkeys(built_in, "a built-in tool")
     """Of each function; one that a module has from another is one tool."""
     for module in settings.tools:
@@ -147,14 +142,7 @@ def load_tools(settings: Settings, built_in: Iterable[Callable[..., Any]] = ()) 
 
 
 def _marked(module: str) -> dict[str, Any]:
-    found = {name: value for name, value in vars(_import(module)).items() if is_marked(value)}
+    found = {name: value for name, value in vars(load_module(module, "BROKER_TOOLS")).items() if is_marked(value)}
     if not found:
         raise Misconfigured(f"BROKER_TOOLS: {module} has no function with the decorator @tool")
     return found
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise Misconfigured(f"BROKER_TOOLS: importing {name} failed: {error!r}") from error
