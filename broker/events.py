@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.ids import EventId
+from broker.status import STATUS_OF
 
-Status = Literal["queued", "running", "completed", "failed", "cancelled"]
-"""Of a run."""
-STATUSES: tuple[Status, ...] = get_args(Status)
-STATUS_OF: Mapping[str, Status] = {"final": "completed", "error": "failed", "cancelled": "cancelled"}
-"""The terminal events, and what their runs are then."""
 TERMINAL = frozenset(STATUS_OF)
 
 AttemptReason = Literal[

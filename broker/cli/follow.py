@@ -17,6 +17,7 @@ from broker.client import Client, Run
 from broker.errors import BrokerError, RunNotFound
 from broker.events import dumps
 from broker.ids import EventId
+from broker.status import STATUS_OF
 
 COMPLETED, FAILED, CANCELLED, DETACHED = 0, 1, 3, 130
 CODES = {"completed": COMPLETED, "failed": FAILED, "cancelled": CANCELLED}
@@ -97,7 +98,7 @@ def _show(client: Client, place: Place, interrupts: Interrupts) -> str:
         screen.close()
     if stream.end is None:
         return _ended(client, place)
-    return _status(stream.end.type)
+    return STATUS_OF[stream.end.type]
 
 
 def _print_json(client: Client, place: Place, interrupts: Interrupts) -> str:
@@ -109,7 +110,7 @@ def _print_json(client: Client, place: Place, interrupts: Interrupts) -> str:
                 place.after = received.id
     if stream.end is None:
         return _ended(client, place)
-    return _status(stream.end.type)
+    return STATUS_OF[stream.end.type]
 
 
 def _print_answer(client: Client, place: Place) -> str:
@@ -131,10 +132,6 @@ def _ended(client: Client, place: Place) -> str:
     run: Run = client.result(place.request_id, wait=0)
     say(f"Nothing follows {place.after}: the run is {run.status}.")
     return run.status
-
-
-def _status(terminal: str) -> str:
-    return {"final": "completed", "error": "failed", "cancelled": "cancelled"}[terminal]
 
 
 def _detach(client: Client, place: Place, interrupts: Interrupts) -> int:

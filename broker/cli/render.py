@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from broker.cli.tables import SourcesTable, citation_lines
-from broker.cli.text import compact, count, duration, harmless, one_line
+from broker.cli.text import compact, duration, harmless, one_line
 from broker.events import (
     Attempt,
     Cancelled,
@@ -28,6 +28,7 @@ from broker.events import (
     ToolResult,
 )
 from broker.ids import START, EventId
+from broker.words import count
 
 WHY = {
     "worker_lost": "its worker was lost",

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from broker.cli.account import Account, AttemptAccount, Count
 from broker.cli.tables import citation_lines, local_time, status_text
-from broker.cli.text import compact, count, duration, harmless, one_line
+from broker.cli.text import compact, duration, harmless, one_line
 from broker.client import Run
 from broker.events import dumps
+from broker.words import count
 
 
 def report(run: Run, taken: Account) -> Iterator[RenderableType]:

@@ -11,13 +11,13 @@ import click
 
 from broker.cli.access import explained, with_client
 from broker.cli.arguments import run_argument, runs_argument, some_runs_argument
-from broker.cli.text import count, one_line
+from broker.cli.text import one_line
 from broker.errors import BrokerError, RunNotFound
+from broker.status import STATUSES
+from broker.words import count
 
 if TYPE_CHECKING:
     from broker.client import Client
-
-STATUSES = ("queued", "running", "completed", "failed", "cancelled")
 
 
 @click.command()

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-from broker.events import Status
 from broker.fold import Outcome
 from broker.runs.record import Record
+from broker.status import Status
 
 PREFIX = "/api/v1"
 MAX_SESSION_ID = 255

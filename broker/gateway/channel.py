@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
-from broker.events import STATUS_OF, Entry
+from broker.events import Entry
 from broker.gateway.dialects import Dialect
 from broker.gateway.view import View
 from broker.ids import START, EventId
 from broker.runs.record import FINISHED
+from broker.status import STATUS_OF
 
 
 class State(NamedTuple):

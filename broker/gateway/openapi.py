@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from broker import __version__
-from broker.events import STATUSES
 from broker.gateway.api import Problem
 from broker.gateway.problems import MEDIA_TYPE
 from broker.gateway.routes import EVENT_STREAM, Route
+from broker.status import STATUSES
 
 _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Last-Event-ID": ("header", "Continue after this event.", {"type": "string"}),

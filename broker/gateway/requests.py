@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from broker.errors import BadCursor, BadRequest, Invalid, TooLarge, UnsupportedMediaType
-from broker.events import STATUSES
 from broker.gateway.api import SubmitBody
 from broker.ids import Cursor
 from broker.runs.record import Submission
 from broker.settings import Settings
+from broker.status import STATUSES
 
 MAX_BODY = 256 * 1024
 MAX_WAIT_SECONDS = 60.0

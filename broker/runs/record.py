@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import rfc8785
 
-from broker.events import STATUS_OF, dumps
+from broker.events import dumps
 from broker.fold import Rewind
 from broker.ids import EventId, Owner
+from broker.status import STATUS_OF
 
 LIVE = frozenset({"queued", "running"})
 FINISHED = frozenset(STATUS_OF.values())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.cli.text import compact, count, duration, harmless, make_legible, one_line, parameter
+from broker.cli.text import compact, duration, harmless, make_legible, one_line, parameter
 
 
 @settings(max_examples=50)
@@ -111,10 +111,6 @@ def test_a_parameter_needs_a_name_and_an_equals_sign(text: str) -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_counts_have_a_plural() -> None:
-    assert [count(number, "event") for number in (0, 1, 2, 1234)] == ["0 events", "1 event", "2 events", "1,234 events"]
 
 
 @pytest.mark.parametrize(
