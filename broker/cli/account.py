@@ -12,13 +12,14 @@ from broker.client import LogEvent, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Events (but for `attempt`), and how many of them are tokens of the answer."""
+    """Events, but for `attempt`."""
 
     events: int = 0
-    tokens: int = 0
+    token_events: int = 0
+    """How many of them are `token`: a piece of the answer, which may be more than one of the model's tokens."""
 
     def plus(self, event: LogEvent) -> Count:
-        return Count(events=self.events + 1, tokens=self.tokens + (event.type == "token"))
+        return Count(events=self.events + 1, token_events=self.token_events + (event.type == "token"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,4 +89,4 @@ def account(run: Run, events: Iterable[LogEvent], now: datetime) -> Account:
 
 def _sum(counts: Iterable[Count]) -> Count:
     listed = list(counts)
-    return Count(events=sum(count.events for count in listed), tokens=sum(count.tokens for count in listed))
+    return Count(events=sum(count.events for count in listed), token_events=sum(count.token_events for count in listed))

@@ -50,7 +50,7 @@ def _facts(run: Run, taken: Account) -> Iterator[tuple[str, str | Text]]:
 
 
 def counted(number: Count) -> str:
-    return f"{count(number.events, 'event')}, of which {count(number.tokens, 'token')}"
+    return f"{count(number.events, 'event')}, of which {count(number.token_events, 'piece')} of text"
 
 
 def _attempts(taken: Account) -> Iterator[RenderableType]:

@@ -151,10 +151,10 @@ def test_after_a_rewind_the_plain_answer_is_that_of_the_last_attempt(
     first, second = shown["account"]["attempts"]
     assert (first["reason"], second["reason"]) == ("started", "worker_lost")
     assert shown["account"]["void"] == first["void"]
-    assert first["void"]["tokens"] >= 2
-    assert second["void"]["tokens"] == 0
+    assert first["void"]["token_events"] >= 2
+    assert second["void"]["token_events"] == 0
     text = user.broker("show", run["request_id"]).stdout
-    assert f"of which {first['void']['tokens']} tokens: the cost of retries" in text
+    assert f"of which {first['void']['token_events']} pieces of text: the cost of retries" in text
     assert re.search(r"^attempt 2 \(worker_lost\): began after \d", text, re.MULTILINE)
 
 
@@ -367,15 +367,15 @@ def test_show_tells_everything_of_a_run(user: User) -> None:
     user.broker("tail", request_id)
     done = user.broker("show", request_id)
     assert (done.returncode, done.stderr) == (0, "")
-    facts = dict(re.findall(r"^(\S[\w: ]*?)  +(\S.*)$", done.stdout, re.MULTILINE))
+    facts = dict(re.findall(r"^(\S[\w: ]*?)  +(\S.*?) *$", done.stdout, re.MULTILINE))
     assert facts["run"] == request_id
-    assert facts["status"].strip() == "completed"
-    assert facts["session"].strip() == "mine"
-    assert facts["agent"].strip() == "plays"
-    assert facts["usage: total_tokens"].strip() == "7"
-    assert facts["events"].strip() == "3 events, of which 1 token"
-    assert facts["queued"].strip().endswith(" s")
-    assert facts["running"].strip().endswith(" s")
+    assert facts["status"] == "completed"
+    assert facts["session"] == "mine"
+    assert facts["agent"] == "plays"
+    assert facts["usage: total_tokens"] == "7"
+    assert facts["events"] == "3 events, of which 1 piece of text"
+    assert facts["queued"].endswith(" s")
+    assert facts["running"].endswith(" s")
     assert "void" not in facts
     assert re.search(r"^attempt 1 \(started\): began after [\d.]+ s, lasted [\d.]+ s, 2 events$", done.stdout, re.M)
     assert "\nthe answer\n" in done.stdout
@@ -396,7 +396,7 @@ def test_show_as_json_is_the_run_and_its_account(user: User, alice: Client) -> N
     assert {name: shown[name] for name in ("request_id", "status", "answer", "usage", "last_event_id")} == {
         name: run[name] for name in ("request_id", "status", "answer", "usage", "last_event_id")
     }
-    assert shown["account"]["total"] == {"events": 4, "tokens": 2}
+    assert shown["account"]["total"] == {"events": 4, "token_events": 2}
     assert shown["account"]["attempts"][0]["reason"] == "started"
 
 

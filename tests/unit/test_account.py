@@ -63,11 +63,11 @@ def test_a_run_of_one_attempt_has_cost_nothing_but_that() -> None:
         ]
     )
     assert (got.queued_seconds, got.running_seconds) == (0.5, 20.0)
-    assert got.total == Count(events=4, tokens=1)
+    assert got.total == Count(events=4, token_events=1)
     assert got.void == Count()
     [only] = got.attempts
     assert (only.attempt, only.reason, only.began_seconds, only.seconds) == (1, "started", 0.5, 20.0)
-    assert only.total == Count(events=3, tokens=1)
+    assert only.total == Count(events=3, token_events=1)
 
 
 def test_a_retry_has_cost_what_it_made_void() -> None:
@@ -83,11 +83,11 @@ def test_a_retry_has_cost_what_it_made_void() -> None:
             event("15520-3", "final"),
         ]
     )
-    assert got.total == Count(events=6, tokens=3)
-    assert got.void == Count(events=2, tokens=1)
+    assert got.total == Count(events=6, token_events=3)
+    assert got.void == Count(events=2, token_events=1)
     first, second = got.attempts
     assert (first.began_seconds, first.seconds) == (0.5, 15.0)
-    assert (first.total, first.void) == (Count(events=3, tokens=2), Count(events=2, tokens=1))
+    assert (first.total, first.void) == (Count(events=3, token_events=2), Count(events=2, token_events=1))
     assert (second.reason, second.began_seconds, second.seconds) == ("worker_lost", 15.5, 5.0)
     assert second.void == Count()
 
