@@ -125,8 +125,8 @@ class Asked:
         return [(name, suffix, value.strip()) for name, suffix, word, value in found if not word or word in system]
 
 
-class Wanted(NamedTuple):
-    """A tool call."""
+class ToolCall(NamedTuple):
+    """`arguments` is what a directive says: it may be no JSON."""
 
     id: str
     name: str
@@ -143,7 +143,7 @@ class Answer:
     text: Sequence[str] = ()
     reasoning: Sequence[str] = ()
     plain_reasoning: bool = False
-    calls: Sequence[Wanted] = ()
+    calls: Sequence[ToolCall] = ()
     reason: str = "stop"
     prompt: int = 0
     cached: int = 0
@@ -209,7 +209,7 @@ def _shown(text: str) -> str:
     return plain if len(plain) <= _QUOTED_CHARS else plain[: _QUOTED_CHARS - 1] + "…"
 
 
-def _calls(asked: Asked, directives: list[tuple[str, str, str]]) -> list[Wanted]:
+def _calls(asked: Asked, directives: list[tuple[str, str, str]]) -> list[ToolCall]:
     if not asked.tools:
         return []
     number = str(1 + sum(1 for m in asked.round if m.get("tool_calls")))
@@ -217,7 +217,7 @@ def _calls(asked: Asked, directives: list[tuple[str, str, str]]) -> list[Wanted]
     calls = []
     for value in wanted:
         name, _, arguments = value.partition(" ")
-        calls.append(Wanted("call_" + uuid.uuid4().hex[:24], name, arguments.strip() or "{}"))
+        calls.append(ToolCall("call_" + uuid.uuid4().hex[:24], name, arguments.strip() or "{}"))
     return calls
 
 
@@ -605,7 +605,9 @@ class Stub:
                 if not all(isinstance(message, dict) for message in asked.messages):
                     raise TypeError("a message that is no object")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                return refusal(400, f"The request cannot be understood: {error!r}", "invalid_request_error", None)
+                return error_response(
+                    400, f"The request cannot be understood: {error!r}", "invalid_request_error", None
+                )
             entry = self._note(request, body, asked)
             if not exists:
                 entry["ended"] = "refused"
@@ -614,7 +616,9 @@ class Stub:
                 planned = self._still_failing(asked, answer_to(asked))
             except BadDirective as error:
                 entry["ended"] = "refused"
-                return refusal(400, f"A directive of the stub: {error}", "invalid_request_error", "bad_directive")
+                return error_response(
+                    400, f"A directive of the stub: {error}", "invalid_request_error", "bad_directive"
+                )
             return await self._answer(request, api, asked, planned, entry)
 
         return answer
@@ -625,7 +629,7 @@ class Stub:
         failure = planned.failure
         if failure is not None and failure.status is not None:
             entry["ended"] = "refused"
-            return _refused(failure, failure.status, asked.model)
+            return failed_response(failure, failure.status, asked.model)
         if failure is not None and (failure.kind == "silent" or (failure.kind == "stall" and not asked.stream)):
             await _disconnect(request.receive)
             entry["ended"] = "disconnected"
@@ -668,7 +672,7 @@ class Stub:
         return answer_to(replace(asked, messages=mended))
 
 
-def _refused(failure: Failure, status: int, model: str) -> Response:
+def failed_response(failure: Failure, status: int, model: str) -> Response:
     headers = {}
     if failure.retry_after is not None:
         dated, seconds = failure.retry_after.startswith("date+"), failure.retry_after.removeprefix("date+")
@@ -685,10 +689,12 @@ def _refused(failure: Failure, status: int, model: str) -> Response:
         ),
         "blocked": ("The prompt was filtered by the content policy.", "invalid_request_error", "content_filter"),
     }.get(failure.kind, (f"The stub answers {status}, as it was told.", "server_error", None))
-    return refusal(status, message, kind, "model_not_found" if failure.kind == "404" else code, headers)
+    return error_response(status, message, kind, "model_not_found" if failure.kind == "404" else code, headers)
 
 
-def refusal(status: int, message: str, kind: str, code: str | None, headers: dict[str, str] | None = None) -> Response:
+def error_response(
+    status: int, message: str, kind: str, code: str | None, headers: dict[str, str] | None = None
+) -> Response:
     return JSONResponse(
         {"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers=headers
     )

@@ -22,7 +22,7 @@ from tests.kit.processes import wait_for
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents import research
 from worker.agents.research import make_research
-from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND
+from worker.agents.research_model import NO_DOCUMENTS, NOTHING_FOUND
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 QUESTION = "How hot should the water be for green tea?"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.agents.citing import LONGEST_BRACKET, LONGEST_CLAIM, Citer, Claims
+from worker.agents.citing import LONGEST_BRACKET, LONGEST_CLAIM, Citer, Passages
 
 PASSAGES = [
     ("Tea › Green tea", "Green tea wants water of **75 to 80 degrees**. Boiling water makes it bitter."),
@@ -39,12 +39,12 @@ TEXTS = st.lists(
 
 
 def cited(*pieces: str) -> tuple[str, Citer]:
-    citer = Citer(Claims(PASSAGES))
+    citer = Citer(Passages(PASSAGES))
     return "".join(citer.feed(piece) for piece in pieces) + citer.end(), citer
 
 
 def holds(claim: str, number: int) -> bool:
-    return Claims(PASSAGES).hold(claim, number)
+    return Passages(PASSAGES).hold(claim, number)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_is_cited_is_known_with_its_claim() -> None:
 
 
 def test_only_a_bracket_is_held_back() -> None:
-    citer = Citer(Claims(PASSAGES))
+    citer = Citer(Passages(PASSAGES))
     assert citer.feed(GOOD) == GOOD
     assert citer.feed(" ") == ""
     assert citer.feed("[") == ""
@@ -165,8 +165,8 @@ def test_only_the_last_words_of_an_endless_sentence_are_claimed() -> None:
 
 
 def test_the_nearest_sentence_is_found() -> None:
-    claims = Claims(PASSAGES)
+    passages = Passages(PASSAGES)
     assert (
-        claims.nearest("It becomes bitter with boiling water", ["Green tea is green.", "Boiling water is bitter."])[0]
+        passages.nearest("It becomes bitter with boiling water", ["Green tea is green.", "Boiling water is bitter."])[0]
         == 1
     )

@@ -23,12 +23,13 @@ from worker.agent import Agent, Checkpoint, Run
 from worker.agents import joiner, research
 from worker.agents.research import (
     MOST_SOURCES,
-    Plan,
+    Quoted,
     make_research,
     split,
 )
-from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND
+from worker.agents.research_model import NO_DOCUMENTS, NOTHING_FOUND
 from worker.agents.stages import fitted
+from worker.agents.states import restored
 from worker.documents import folder
 from worker.documents import index as index_module
 from worker.documents.folder import quotable_text
@@ -405,9 +406,9 @@ async def test_a_foreign_state_is_not_used(state: Any) -> None:
 async def test_the_state_is_small(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number}.txt").write_text("\U0001f993 tea word\u00e9 " * 3000 + f"number{number}")
-    for restored in [(await ask("tea wordé", docs, max_sources=20)).state for docs in (tmp_path, CORPUS)]:
-        assert len(dumps(restored)) < 64 * 1024
-        assert Plan.restored(restored)
+    for state in [(await ask("tea wordé", docs, max_sources=20)).state for docs in (tmp_path, CORPUS)]:
+        assert len(dumps(state)) < 64 * 1024
+        assert restored(Quoted, state)
 
 
 async def test_events_are_small(tmp_path: Path) -> None:

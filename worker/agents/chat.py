@@ -15,6 +15,7 @@ from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
 from worker.agents.answer import Answer
 from worker.agents.conversation import Conversation, opening, sendable
 from worker.agents.joiner import Joiner
+from worker.agents.states import restored
 from worker.models import open_model
 from worker.models.model import Call, End, Message, Model, ModelError, Options
 from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
@@ -37,7 +38,7 @@ def make_chat(settings: Settings, tools: Tools) -> Agent:
 
     async def chat(run: Run) -> AsyncIterator[Event | Checkpoint]:
         try:
-            wanted = Wanted.of(run.parameters, settings, tools)
+            choice = Choice.of(run.parameters, settings, tools)
         except BadParameter as error:
             yield Error(code="invalid_parameter", message=cut(str(error), SHOWN_MESSAGE))
             return
@@ -47,7 +48,7 @@ def make_chat(settings: Settings, tools: Tools) -> Agent:
         assert model is not None
         history = await run.history(tokens=settings.history_tokens) if settings.history_tokens else ()
         before = opening(settings.system_prompt, history, run.query)
-        talk = _Talk(run, model, tools, wanted, before, most_rounds=settings.max_rounds)
+        talk = _Talk(run, model, tools, choice, before, most_rounds=settings.max_rounds)
         async with aclosing(talk.events()) as events:
             async for event in events:
                 yield event
@@ -56,7 +57,7 @@ def make_chat(settings: Settings, tools: Tools) -> Agent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Choice:
     """What a run's parameters ask for."""
 
     model: str
@@ -64,11 +65,11 @@ class Wanted:
     tools: tuple[str, ...]
 
     @staticmethod
-    def of(given: dict[str, Any], settings: Settings, tools: Tools) -> Wanted:
+    def of(given: dict[str, Any], settings: Settings, tools: Tools) -> Choice:
         """Raises BadParameter, and ModelError where there is no model."""
         model, sampling = allowed_parameters(given, settings)
         refuse_unknown("chat", given, ("model", *SAMPLING, "tools"))
-        return Wanted(model=model, sampling=sampling, tools=_narrowed(given.get("tools"), tools.names))
+        return Choice(model=model, sampling=sampling, tools=_narrowed(given.get("tools"), tools.names))
 
 
 def _narrowed(given: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -87,15 +88,15 @@ class _Talk:
     """One attempt at a run."""
 
     def __init__(
-        self, run: Run, model: Model, tools: Tools, wanted: Wanted, before: list[Message], *, most_rounds: int
+        self, run: Run, model: Model, tools: Tools, choice: Choice, before: list[Message], *, most_rounds: int
     ) -> None:
         self._run = run
         self._model = model
         self._tools = tools
-        self._wanted = wanted
+        self._choice = choice
         self._before = before
         self._most_rounds = most_rounds
-        self._said = Conversation.restored(run.restored)
+        self._said = restored(Conversation, run.restored) or Conversation()
         self._joiner = Joiner(run.attempt)
         self._end: End | None = None
         """Of the answer that called nothing."""
@@ -119,12 +120,12 @@ class _Talk:
         last = self._said.rounds + 1 >= self._most_rounds
         stream = self._model.stream(
             sendable([*self._before, *self._said.messages]),
-            [] if last else self._tools.specs(self._wanted.tools),
+            [] if last else self._tools.specs(self._choice.tools),
             Options(
-                model=self._wanted.model,
+                model=self._choice.model,
                 deadline=self._run.deadline,
                 request_id=self._run.request_id,
-                parameters=self._wanted.sampling,
+                parameters=self._choice.sampling,
             ),
         )
         answer = Answer(before=_BETWEEN_ROUNDS if self._said.has_text else "")
@@ -161,7 +162,7 @@ class _Talk:
 
     async def _call(self, call: Call) -> Result:
         async with self._at_once:
-            return await self._tools.call(call, self._run, self._wanted.tools)
+            return await self._tools.call(call, self._run, self._choice.tools)
 
     def _checkpoint(self) -> Iterator[Checkpoint]:
         """One, or none once the conversation is too large, as it only grows: a later attempt then begins at an earlier
@@ -183,7 +184,7 @@ class _Talk:
     def _usage(self, end: End) -> dict[str, Any]:
         """Of all rounds; without tokens where the server does not tell."""
         tokens = self._said.usage.told() if self._said.usage is not None else {}
-        return {**tokens, "rounds": self._said.rounds, "model": self._wanted.model, "finish_reason": end.reason}
+        return {**tokens, "rounds": self._said.rounds, "model": self._choice.model, "finish_reason": end.reason}
 
 
 def _shown(arguments: str) -> Any:

@@ -38,7 +38,7 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af\u
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*_]*\s++(?![a-z])|[。！？]|\n""")
 
 
-class Claims:
+class Passages:
     """What passages say, as far as claims are checked against it. `passages` are (what is around it, its text); the
     first one's number is 1.
     """
@@ -89,10 +89,10 @@ class Citer:
     held, by their numbers in the answer, which count from 1, each with the first claim that it supports.
     """
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, passages: Passages) -> None:
         self.cited: dict[int, str] = {}
         self.dropped = 0
-        self.claims = claims
+        self.passages = passages
         self._held = ""
         self._sentence = ""
         self._part = 0
@@ -141,14 +141,14 @@ class Citer:
         """
         part = self._sentence[self._part :]
         if any(character.isalnum() for character in part):
-            self._claim = part if self.claims.says_enough(part) else self._sentence
+            self._claim = part if self.passages.says_enough(part) else self._sentence
 
     def _checked(self, citation: re.Match[str]) -> str:
         """The citation without those of its numbers that do not hold. Without any, the blanks before it go as well."""
         self._settle()
         self._part = len(self._sentence)
         numbers = list(dict.fromkeys(int(number) for number in re.findall(r"\d+", citation[0])))
-        kept = [number for number in numbers if self.claims.hold(self._claim, number)]
+        kept = [number for number in numbers if self.passages.hold(self._claim, number)]
         self.dropped += len(numbers) - len(kept)
         for number in kept:
             self.cited.setdefault(number, self._claim)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from worker.agent import Turn
 from worker.models.model import Call, Message, Usage
@@ -31,14 +31,6 @@ class Conversation(BaseModel):
     usage: Usage | None = None
     """Of these, as far as the server has told."""
     messages: tuple[Message, ...] = ()
-
-    @staticmethod
-    def restored(state: Any) -> Conversation:
-        """That of a checkpoint; a new one where there is none, or it is another version's."""
-        try:
-            return Conversation.model_validate(state) if state is not None else Conversation()
-        except ValidationError:
-            return Conversation()
 
     def answered(self, text: str, calls: Sequence[Call], usage: Usage | None) -> Conversation:
         """After an answer of the model, which gives each call an id that no earlier one has."""

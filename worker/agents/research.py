@@ -1,6 +1,6 @@
 """The built-in agent `research`: looks a question up in a folder of documents, and answers with quotations.
 
-With a model it is researcher.py that does the work.
+With a model it is research_model.py that does the work.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from broker.events import Error, Event, Final, Message, Progress, Token
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.ranking import Quote, Source, quotes, screen
-from worker.agents.researcher import NO_DOCUMENTS, NOTHING_FOUND, Researcher, Wanted
+from worker.agents.research_model import NO_DOCUMENTS, NOTHING_FOUND, Choice, Researcher
 from worker.agents.search import search
-from worker.agents.stages import Place, stage
+from worker.agents.stages import Citation, Place, stage
+from worker.agents.states import restored
 from worker.documents.index import Found, Hit
 from worker.models import open_model
 from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
@@ -52,20 +53,7 @@ class Parameters:
         )
 
 
-class Citation(BaseModel):
-    """Where a sentence of the answer is from: `sentence` occurs in the file at `path`, from `line` on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    number: int
-    title: str
-    path: str
-    line: int
-    sentence: str
-    score: float
-
-
-class Plan(BaseModel):
+class Quoted(BaseModel):
     """All that the answer needs: what a later attempt continues from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,14 +69,6 @@ class Plan(BaseModel):
             return NO_DOCUMENTS
         return " ".join(f"{cited.sentence} [{cited.number}]" for cited in self.citations) or NOTHING_FOUND
 
-    @staticmethod
-    def restored(state: Any) -> Plan | None:
-        """The plan in a checkpoint, or None where there is none or it is another version's."""
-        try:
-            return Plan.model_validate(state) if state is not None else None
-        except ValidationError:
-            return None
-
 
 def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
     """The agent over a folder of Markdown, reStructuredText, HTML and text files. Without one it finds nothing.
@@ -101,21 +81,21 @@ def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
     async def research(run: Run) -> AsyncIterator[Event | Checkpoint]:
         try:
             parameters = Parameters.of(run.parameters)
-            wanted_model = _wanted_model(run.parameters, settings)
+            model_choice = _model_choice(run.parameters, settings)
         except BadParameter as error:
             yield Error(code="invalid_parameter", message=cut(str(error), SHOWN_MESSAGE))
             return
         clock = Clock(parameters.pace)
-        if model is not None and wanted_model is not None:
-            name, sampling = wanted_model
-            wanted = Wanted(model=name, sampling=sampling, max_sources=parameters.max_sources, tick=clock.tick)
-            researcher = Researcher(run, model, partial(search, folder), wanted)
+        if model is not None and model_choice is not None:
+            name, sampling = model_choice
+            choice = Choice(model=name, sampling=sampling, max_sources=parameters.max_sources, tick=clock.tick)
+            researcher = Researcher(run, model, partial(search, folder), choice)
             async with aclosing(researcher.events()) as events:
                 async for event in events:
                     yield event
             return
-        plan = Plan.restored(run.restored)
-        if plan is None:
+        quoted = restored(Quoted, run.restored)
+        if quoted is None:
             yield Message(text="Searching the documents.")
             yield Progress(percent=5, message="Searching")
             found = await search(folder, run.query)
@@ -126,20 +106,20 @@ def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
             yield Progress(percent=60, message="Analyzing the best sources")
             chosen = await asyncio.to_thread(quotes, found, sources)
             yield stage("analyzed", _places({id(quote.source): quote.source for quote in chosen}.values()))
-            plan = _plan(found, chosen)
-            if not plan.citations:
-                yield Message(text=plan.answer)
+            quoted = _quoted(found, chosen)
+            if not quoted.citations:
+                yield Message(text=quoted.answer)
             yield Progress(percent=80, message="Writing the answer")
-            yield Checkpoint(state=plan.model_dump(mode="json"))
-        tokens = split(plan.answer)
+            yield Checkpoint(state=quoted.model_dump(mode="json"))
+        tokens = split(quoted.answer)
         for token in tokens:
             await clock.tick()
             yield Token(text=token)
         yield Progress(percent=100, message="Done")
         yield Final(
-            answer=plan.answer,
-            citations=[citation.model_dump() for citation in plan.citations],
-            usage={"documents": plan.documents, "passages": plan.passages, "tokens": len(tokens)},
+            answer=quoted.answer,
+            citations=[citation.model_dump() for citation in quoted.citations],
+            usage={"documents": quoted.documents, "passages": quoted.passages, "tokens": len(tokens)},
         )
 
     return research
@@ -165,15 +145,15 @@ class Clock:
             self._due = max(self._due, now) + self._interval
 
 
-def _wanted_model(given: dict[str, Any], settings: Settings | None) -> tuple[str, dict[str, Any]] | None:
+def _model_choice(given: dict[str, Any], settings: Settings | None) -> tuple[str, dict[str, Any]] | None:
     """The model of a run and its sampling parameters, where it is to have one. Raises BadParameter."""
     if settings is None or settings.model is None or given.get("model") is False:
         return None
     return allowed_parameters(given, settings)
 
 
-def _plan(found: Found, chosen: list[Quote]) -> Plan:
-    return Plan(
+def _quoted(found: Found, chosen: list[Quote]) -> Quoted:
+    return Quoted(
         citations=tuple(_citation(number, quote) for number, quote in enumerate(chosen, 1)),
         documents=found.documents,
         passages=found.passages,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from broker.events import Sources, dumps
 from worker.agent import MAX_EVENT_BYTES
 from worker.documents.text import shorten
@@ -13,6 +15,20 @@ from worker.documents.text import shorten
 EXCERPT_CHARS = 300
 MAX_BYTES = MAX_EVENT_BYTES - 4096
 """Of what an event or a checkpoint has a list of; the rest has room beside it."""
+
+
+class Citation(BaseModel):
+    """Where a part of the answer is from: `sentence` is in the file at `path`, from `line` on; `score` is 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    title: str
+    path: str
+    line: int
+    sentence: str
+    score: float
+
 
 Stage = Literal["discovered", "screened", "analyzed"]
 

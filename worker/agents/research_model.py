@@ -7,17 +7,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from broker.events import Error, Event, Final, Message, Progress, Token, dumps
 from worker.agent import Checkpoint, Run
-from worker.agents import briefs
+from worker.agents import prompts
 from worker.agents.answer import Answer
-from worker.agents.citing import Citer, Claims
+from worker.agents.citing import Citer, Passages
 from worker.agents.conversation import sendable
 from worker.agents.joiner import Joiner
 from worker.agents.ranking import Source, screen
-from worker.agents.stages import MAX_BYTES, Place, fitted, stage
+from worker.agents.stages import MAX_BYTES, Citation, Place, fitted, stage
+from worker.agents.states import restored
 from worker.documents.index import Found
 from worker.models.model import Message as Said
 from worker.models.model import Model, ModelError, Options, Usage
@@ -79,14 +80,6 @@ class State(BaseModel):
     usage: Usage | None
     """Until then, as far as the server has told."""
 
-    @staticmethod
-    def restored(state: Any) -> State | None:
-        """The state in a checkpoint, or None where there is none or it is another version's."""
-        try:
-            return State.model_validate(state) if state is not None else None
-        except ValidationError:
-            return None
-
     def checkpoint(self) -> Checkpoint:
         """With as many candidates as a checkpoint has room for."""
         kept = self.candidates
@@ -98,7 +91,7 @@ class State(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Choice:
     """How a run wants it done. `tick` is waited for before each token."""
 
     model: str
@@ -110,11 +103,11 @@ class Wanted:
 class Researcher:
     """One attempt at a run."""
 
-    def __init__(self, run: Run, model: Model, search: Callable[[str], Awaitable[Found]], wanted: Wanted) -> None:
+    def __init__(self, run: Run, model: Model, search: Callable[[str], Awaitable[Found]], choice: Choice) -> None:
         self._run = run
         self._model = model
         self._search = search
-        self._wanted = wanted
+        self._choice = choice
         self._joiner = Joiner(run.attempt)
         self._usage: Usage | None = None
         self._heard = ""
@@ -123,7 +116,7 @@ class Researcher:
     async def events(self) -> AsyncGenerator[Step, None]:
         """All of them, the last one the end of the run."""
         try:
-            state = State.restored(self._run.restored)
+            state = restored(State, self._run.restored)
             if state is not None:
                 self._usage = state.usage
             while state is None or state.stage == "found":
@@ -143,10 +136,10 @@ class Researcher:
     async def _find(self) -> AsyncGenerator[Event | State, None]:
         yield Message(text="Planning the search.")
         yield Progress(percent=5, message="Planning")
-        async with aclosing(self._ask(briefs.plan(self._run.query))) as events:
+        async with aclosing(self._ask(prompts.plan(self._run.query))) as events:
             async for event in events:
                 yield event
-        queries = briefs.queries_in(self._heard, self._run.query)
+        queries = prompts.queries_in(self._heard, self._run.query)
         yield Message(text="Searching the documents for: " + "; ".join(queries))
         yield Progress(percent=20, message="Searching")
         found = [await self._search(query) for query in queries]
@@ -171,13 +164,13 @@ class Researcher:
         if kept:
             yield Progress(percent=40, message="Screening what was found")
             passages = [f"{candidate.around}: {candidate.text}" for candidate in kept]
-            async with aclosing(self._ask(briefs.screening(self._run.query, passages))) as events:
+            async with aclosing(self._ask(prompts.screening(self._run.query, passages))) as events:
                 async for event in events:
                     yield event
-            numbers = briefs.numbers_in(self._heard, len(kept))
+            numbers = prompts.numbers_in(self._heard, len(kept))
             kept = kept if numbers is None else [kept[number - 1] for number in numbers]
         yield stage("screened", [candidate.shown(candidate.text) for candidate in kept])
-        kept = kept[: self._wanted.max_sources]
+        kept = kept[: self._choice.max_sources]
         yield Progress(percent=60, message="Reading the best sources")
         yield stage("analyzed", [candidate.shown(candidate.text) for candidate in kept])
         yield state.model_copy(update={"stage": "screened", "candidates": tuple(kept), "usage": self._usage})
@@ -192,16 +185,17 @@ class Researcher:
             return
         yield Progress(percent=80, message="Writing the answer")
         passages = [f"{candidate.around}: {candidate.text}" for candidate in state.candidates]
-        citer = Citer(Claims([(candidate.around, candidate.text) for candidate in state.candidates]))
-        asked = briefs.answering(self._run.query, passages)
-        async with aclosing(self._ask(asked, citer, self._wanted.sampling)) as events:
+        citer = Citer(Passages([(candidate.around, candidate.text) for candidate in state.candidates]))
+        asked = prompts.answering(self._run.query, passages)
+        async with aclosing(self._ask(asked, citer, self._choice.sampling)) as events:
             async for event in events:
                 if isinstance(event, Token):
-                    await self._wanted.tick()
+                    await self._choice.tick()
                 yield event
         yield Progress(percent=100, message="Done")
         usage = self._told(state, dropped=citer.dropped, reason=self._reason)
-        yield Final(citations=_citations(citer, state.candidates), usage=usage)
+        citations = [citation.model_dump() for citation in _citations(citer, state.candidates)]
+        yield Final(citations=citations, usage=usage)
 
     async def _ask(
         self, messages: Sequence[Said], citer: Citer | None = None, sampling: dict[str, Any] | None = None
@@ -210,7 +204,7 @@ class Researcher:
         Without, the text is for us: it is in `_heard` then. Why it ended is in `_reason`.
         """
         options = Options(
-            model=self._wanted.model,
+            model=self._choice.model,
             deadline=self._run.deadline,
             request_id=self._run.request_id,
             parameters=sampling or {},
@@ -230,28 +224,28 @@ class Researcher:
             "documents": state.documents,
             "passages": state.passages,
             **(self._usage.told() if self._usage is not None else {}),
-            "model": self._wanted.model,
+            "model": self._choice.model,
             "finish_reason": reason,
             "citations_dropped": dropped,
         }
 
 
-def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+def _citations(citer: Citer, candidates: Sequence[Candidate]) -> list[Citation]:
     """For each passage that is cited, its sentence that is closest to the claim; its numbers are the answer's."""
     most = MAX_CITED_BYTES // max(len(citer.cited), 1)
     citations = []
     for number, claim in sorted(citer.cited.items()):
         candidate = candidates[number - 1]
-        position, score = citer.claims.nearest(claim, [text for _, text in candidate.sentences])
+        position, score = citer.passages.nearest(claim, [text for _, text in candidate.sentences])
         line, sentence = candidate.sentences[position]
         citations.append(
-            {
-                "number": number,
-                "title": candidate.title,
-                "path": candidate.path,
-                "line": line,
-                "sentence": fitted(sentence, most),
-                "score": round(score, 3),
-            }
+            Citation(
+                number=number,
+                title=candidate.title,
+                path=candidate.path,
+                line=line,
+                sentence=fitted(sentence, most),
+                score=round(score, 3),
+            )
         )
     return citations

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.agents import briefs
+from worker.agents import prompts
 
 REPLIES = [
     ('["green tea", "water temperature"]', ["green tea", "water temperature"]),
@@ -23,7 +23,7 @@ REPLIES = [
 
 @pytest.mark.parametrize(("reply", "queries"), REPLIES)
 def test_queries_are_read_from_a_plan(reply: str, queries: list[str]) -> None:
-    assert briefs.queries_in(reply, "the question") == queries
+    assert prompts.queries_in(reply, "the question") == queries
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,15 @@ def test_queries_are_read_from_a_plan(reply: str, queries: list[str]) -> None:
     ],
 )
 def test_numbers_are_read_from_a_screening(reply: str, numbers: list[int] | None) -> None:
-    assert briefs.numbers_in(reply, 3) == numbers
+    assert prompts.numbers_in(reply, 3) == numbers
 
 
 @given(st.text())
 def test_any_reply_can_be_read(reply: str) -> None:
-    assert 1 <= len(briefs.queries_in(reply, "q")) <= briefs.MOST_QUERIES
-    briefs.numbers_in(reply, 3)
+    assert 1 <= len(prompts.queries_in(reply, "q")) <= prompts.MOST_QUERIES
+    prompts.numbers_in(reply, 3)
 
 
 def test_passages_are_told_with_their_numbers_and_the_question_last() -> None:
-    for messages in (briefs.screening("Why?", ["one", "two"]), briefs.answering("Why?", ["one", "two"])):
+    for messages in (prompts.screening("Why?", ["one", "two"]), prompts.answering("Why?", ["one", "two"])):
         assert messages[-1]["content"] == "[1] one\n\n[2] two\n\nQuestion: Why?"
