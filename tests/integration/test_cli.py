@@ -57,27 +57,38 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "named"),
     [
-        ["nonsense"],
-        ["--nonsense"],
-        ["serve", "--nonsense"],
-        ["serve", "--port", "x"],
-        ["serve", "--port", "65536"],
-        ["serve", "--port", "-1"],
-        ["serve", "--processes", "0"],
-        ["serve", "extra"],
-        ["worker", "extra"],
-        ["token"],
-        ["token", "--sub", "a", "--ttl", "0"],
-        ["demo", "--docs", "/no/such/folder"],
+        (["nonsense"], "nonsense"),
+        (["--nonsense"], "--nonsense"),
+        (["serve", "--nonsense"], "--nonsense"),
+        (["serve", "--port", "x"], "--port"),
+        (["serve", "--port", "65536"], "--port"),
+        (["serve", "--port", "-1"], "--port"),
+        (["serve", "--processes", "0"], "--processes"),
+        (["serve", "extra"], "extra"),
+        (["worker", "extra"], "extra"),
+        (["token"], "--sub"),
+        (["token", "--sub", "a", "--ttl", "0"], "--ttl"),
+        (["demo", "--docs", "/no/such/folder"], "/no/such/folder"),
+        (["ask", "x", "--after", "5"], "--after"),
+        (["ask", "x", "--param", "pace"], "--param"),
+        (["runs", "--status", "gone"], "--status"),
+        (["runs", "--limit", "0"], "--limit"),
+        (["completion", "tcsh"], "tcsh"),
+        (["cancel"], "REQUEST_ID"),
+        (["cancel", "0" * 32, "abc"], "'abc' is not the id of a run, which has 32 digits"),
+        (["tail", "0" * 31 + "A"], "is not the id of a run"),
+        (["delete", "x\x1b[2J"], r"'x\x1b[2J'"),
+        (["doctor", "--seconds", "1"], "--seconds"),
     ],
 )
-def test_wrong_usage_is_said_and_is_exit_code_2(arguments: list[str]) -> None:
+def test_wrong_usage_is_said_and_is_exit_code_2(arguments: list[str], named: str) -> None:
     done = here(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: ") and named in last
 
 
 # Errors

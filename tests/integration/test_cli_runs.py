@@ -529,26 +529,6 @@ def test_a_run_that_is_not_there_is_one_line_that_says_where_to_look(user: User)
     assert line == ("broker: There is no such run. It may be another's, erased or expired: `broker runs` lists yours.")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["ask", "x", "--after", "5"], "--after"),
-        (["ask", "x", "--param", "pace"], "--param"),
-        (["runs", "--status", "gone"], "--status"),
-        (["runs", "--limit", "0"], "--limit"),
-        (["completion", "tcsh"], "tcsh"),
-        (["cancel"], "REQUEST_ID"),
-        (["cancel", "0" * 32, "abc"], "'abc' is not the id of a run, which has 32 digits"),
-        (["tail", "0" * 31 + "A"], "is not the id of a run"),
-        (["delete", "x\x1b[2J"], r"'x\x1b[2J'"),
-    ],
-)
-def test_wrong_usage_is_said_and_is_exit_code_2(arguments: list[str], named: str) -> None:
-    done = here(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert named in done.stderr.splitlines()[-1]
-
-
 def test_options_win_over_variables_and_may_stand_before_the_command(user: User, nowhere: str) -> None:
     url, bearer = user.settings["url"], user.settings["token"]
     for arguments in (
