@@ -35,8 +35,10 @@ class User:
     def broker(self, *arguments: str) -> Done:
         return here(*arguments, **self.settings)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "broker", *arguments]
+    def start(self, *arguments: str, second_seconds: float = 0.5, **options: Any) -> subprocess.Popen[bytes]:
+        """`second_seconds` is how long a second Ctrl-C counts."""
+        code = f"from broker.cli import interrupts, main; interrupts.SECOND_SECONDS = {second_seconds}; main()"
+        command = [sys.executable, "-c", code, *arguments]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(command, env=self.environment, **{**pipes, **options})
         self._started.append(process)
@@ -314,6 +316,25 @@ def test_sigint_detaches_and_says_how_to_come_back(user: User, alice: Client, js
     )
     assert alice.run(request_id)["status"] == "running"
     user.broker("cancel", request_id)
+
+
+@pytest.mark.parametrize("json_option", [["--json"], []])
+def test_a_second_sigint_cancels(user: User, alice: Client, json_option: list[str]) -> None:
+    request_id = user.asked("x", "--agent", "hangs")
+    process = user.start("tail", request_id, *json_option, second_seconds=60)
+    if json_option:
+        until(process, "waiting")
+    else:
+        wait_for(lambda: has_connection(process))
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"Detached")
+    assert process.stderr.readline() == b"Ctrl-C again cancels it.\n"
+    assert alice.run(request_id)["status"] == "running"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (3, b"cancelled\n")
+    assert alice.run(request_id)["status"] == "cancelled"
 
 
 def has_connection(process: subprocess.Popen[bytes]) -> bool:

@@ -362,6 +362,28 @@ def test_runs_and_their_ids_fit_a_narrow_terminal(broker: Open) -> None:
     assert second.split()[0] == "completed"
 
 
+@pytest.mark.parametrize("columns", [100, 30])
+def test_show_has_everything_in_color_and_cuts_no_word_of_the_answer(
+    broker: Open, play: Play, alice: Client, columns: int
+) -> None:
+    answer = "a line that is longer than the window is wide [1], which the terminal itself wraps: " * 2
+    citation = {"number": 1, "title": "Streams " * 20, "path": "docs/a.md", "line": 3}
+    play.then("token", text=answer).then("final", citations=[citation], usage={"total_tokens": 7})
+    asked = broker("ask", "x", "--detach", *play.options)
+    assert asked.wait() == 0
+    request_id = asked.text.split()[0]
+    alice.finished(request_id)
+    terminal = broker("show", request_id, columns=columns)
+    assert terminal.wait() == 0
+    assert terminal.display.styles("completed") == {"32"}
+    assert terminal.display.styles("events") == {"2"}
+    lines = terminal.text.splitlines()
+    assert re.search(r"^usage: total_tokens +7$", terminal.text, re.MULTILINE)
+    assert answer.rstrip() in lines
+    assert lines[-1].startswith("[1] Streams") and lines[-1].endswith("…") and len(lines[-1]) == columns
+    assert [line for line in lines if len(line) > columns] == [answer.rstrip()]
+
+
 def test_erasing_a_subjects_runs_asks_first(broker: Open, subject: str, alice: Client) -> None:
     assert broker("ask", "x").wait() == 0
     refused = broker("delete", "--subject", subject)
