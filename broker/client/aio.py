@@ -39,9 +39,9 @@ class AsyncClient:
     ) -> None:
         """`url` and `token` are those of BROKER_URL (else http://127.0.0.1:8000) and BROKER_TOKEN by default.
 
-        All in seconds: `timeout` is for how long nothing of an answer may come; `patience`, for how long the service may be
-        away before a call or a stream gives up, 2 s where it has never answered; `longest_pause`, the longest pause
-        between two tries. Raises Misconfigured.
+        All in seconds: `timeout` is for how long nothing of an answer may come; `patience`, for how long the service
+        may be away before a call or a stream gives up, 2 s where it has never answered; `longest_pause`, the longest
+        pause between two tries. Raises Misconfigured.
 
         Methods raise Unreachable where nothing answers, Unauthorized, RunNotFound and the others of broker.errors by
         the `code` of the answer, and ApiError where there is none.
