@@ -16,13 +16,14 @@ INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --only-binary
 PYTHON := $(firstword $(foreach name,python3.12 python3.11 python3.13 python3 python,\
 	$(shell $(name) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
-.PHONY: help demo test lint bench chaos clean
+.PHONY: help demo test coverage lint bench chaos clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     run everything on this machine until Ctrl-C (PORT=8000, DOCS=directory)'
 	@echo 'make test     install what the tests need, then check and test everything (ARGS=options of pytest,'
 	@echo '              JOBS=files of tests at once)'
+	@echo 'make coverage the same tests, and which lines they ran'
 	@echo 'make lint     only the static checks'
 	@echo 'make chaos    storms of random faults, then the tests with all their loops whole (MINUTES=60)'
 	@echo 'make bench    measure (ARGS=options of the benchmark)'
@@ -36,6 +37,11 @@ demo: .venv/.demo
 test: .venv/.test
 	@tests/setup.sh
 	$(MAKE) --no-print-directory lint
+	$(PYTEST) --numprocesses $(JOBS) --dist loadfile
+
+# It slows every process down, and what depends on time with it: so not in each run.
+coverage: .venv/.test
+	@tests/setup.sh
 	$(PYTEST) --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term
 
 lint: .venv/.test
