@@ -168,7 +168,7 @@ def cancel_a_run(url: str) -> None:
 
 async def test_while_no_gateway_is_there_clients_are_told_to_come_again(stack: Composed, subject: str) -> None:
     with Client(stack.url("nginx"), subject) as client:
-        request_id = client.submit(QUESTION, **paced(40))
+        request_id = client.submit(QUESTION, **paced(6))
         source = EventSource(
             stack.url("nginx"), f"/api/v1/runs/{request_id}/stream", {**ALICE, **auth(client)}, hurry=10
         )
@@ -203,7 +203,7 @@ def auth(client: Client) -> dict[str, str]:
 
 
 def test_workers_that_are_stopped_lose_no_run_and_end_within_their_grace(stack: Composed, alice: Client) -> None:
-    submitted = [alice.submit(QUESTION, session_id=f"{n}", **paced(40)) for n in range(6)]
+    submitted = [alice.submit(QUESTION, session_id=f"{n}", **paced(10)) for n in range(6)]
     wait_for(lambda: all(alice.run(request_id)["status"] == "running" for request_id in submitted))
     for name in ("worker-1", "worker-2"):
         assert stack.stop(name) == 0
