@@ -302,7 +302,7 @@ async def test_a_rolling_restart_behind_nginx_loses_nothing_and_closes_no_events
 
 
 async def roll(launch: Launcher, redis_url: str, gateways: list[Gateway], proxy: nginx.Nginx) -> None:
-    long = {"agent": "tokens", "parameters": {"count": 550, "pause": 0.01}}
+    long = {"agent": "tokens", "parameters": {"count": 1200, "pause": 0.01}}
     seen: list[str] = []
     stop = asyncio.Event()
 
