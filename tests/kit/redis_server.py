@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import random
 import shutil
 import signal
@@ -10,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,25 @@ import redis
 PORTS = range(12000, 22000)
 """Below those that the kernel gives to connections: a server that is started again finds its port free. The bus of a
 Cluster has the port 10,000 above."""
-_chance = random.SystemRandom()
+
+
+def _ports() -> Iterator[int]:
+    """Each process of tests has its own, and takes the same one again only after all the others."""
+    mine, processes = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    ports = PORTS[int(mine) :: int(processes)]
+    begin = random.SystemRandom().randrange(len(ports))
+    return itertools.cycle([*ports[begin:], *ports[:begin]])
+
+
+_next = _ports()
 
 
 def free_port() -> int:
-    while True:
-        port = _chance.choice(PORTS)
+    for port in _next:
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port is free")
 
 
 def redis_binary() -> str:
