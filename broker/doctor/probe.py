@@ -171,8 +171,8 @@ async def probe(client: httpx.AsyncClient, *, pace: float) -> AsyncIterator[Prob
     Raises Refused and httpx.HTTPError.
     """
     body = {
-        # Nothing in anybody's documents fits this, and the same query would join a run under way.
-        "query": f"broker-doctor-{secrets.token_hex(8)}",
+        # One word, which is in nobody's documents; and the same query would join a run under way.
+        "query": f"brokerdoctor{secrets.token_hex(8)}",
         "agent": AGENT,
         "parameters": {"pace": pace, "model": False},
     }

@@ -35,6 +35,7 @@ def demo() -> Iterator[Demo]:
         made = Demo(
             Path(folder) / ".demo",
             free_port(),
+            own_documents=False,
             OPENAI_BASE_URL=model.url,
             BROKER_MODEL="qwen3",
             BROKER_TOOLS="my_tools",
@@ -65,3 +66,9 @@ def test_the_python_client_reads_a_run(demo: Demo) -> None:
     printed = run(demo, "-c", block("from broker.client import Client"))
     assert "You said: How does a client resume a stream?" in printed
     assert re.search(r"^\d+-\d+ final$", printed, re.MULTILINE)
+
+
+def test_the_doctor_finds_nothing_in_the_demo(demo: Demo) -> None:
+    """Whose documents name the doctor, too."""
+    said = run(demo, "-m", "broker", "doctor", "--url", demo.url, "--seconds", "3")
+    assert "probe_agent" not in said
