@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -56,16 +57,16 @@ class House:
         }
 
     def at_rest(self, like: dict[str, Census] | None = None) -> dict[str, Census]:
-        """When nothing is under way any more, and all tasks are those of `like`."""
+        """When nothing is under way any more, and there is no task beyond those of `like`."""
         deadline = time.monotonic() + 60
         while True:
             found = self.census()
             left = {name: found[who].sizes.get(name, 0) for who, names in EMPTY.items() for name in names}
             left = {name: size for name, size in left.items() if size}
-            tasks = {who: census.tasks for who, census in found.items()}
-            if not left and (like is None or tasks == {who: census.tasks for who, census in like.items()}):
+            more = {who: Counter(found[who].tasks) - Counter(census.tasks) for who, census in (like or {}).items()}
+            if not left and not any(more.values()):
                 return found
-            assert time.monotonic() < deadline, f"{left} is left, and {tasks}"
+            assert time.monotonic() < deadline, f"{left} is left, and {more}"
             time.sleep(0.5)
 
     def clients(self) -> int:
