@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -89,40 +89,47 @@ def make_research(docs: Path | None, settings: Settings | None = None) -> Agent:
         if model is not None and model_choice is not None:
             name, sampling = model_choice
             choice = Choice(model=name, sampling=sampling, max_sources=parameters.max_sources, tick=clock.tick)
-            researcher = Researcher(run, model, partial(search, folder), choice)
-            async with aclosing(researcher.events()) as events:
-                async for event in events:
-                    yield event
-            return
-        quoted = restored(Quoted, run.restored)
-        if quoted is None:
-            yield Message(text="Searching the documents.")
-            yield Progress(percent=5, message="Searching")
-            found = await search(folder, run.query)
-            yield stage("discovered", [_place(hit, hit.score) for hit in found.hits])
-            yield Progress(percent=40, message="Screening what was found")
-            sources = await asyncio.to_thread(screen, found, parameters.max_sources)
-            yield stage("screened", _places(sources))
-            yield Progress(percent=60, message="Analyzing the best sources")
-            chosen = await asyncio.to_thread(quotes, found, sources)
-            yield stage("analyzed", _places({id(quote.source): quote.source for quote in chosen}.values()))
-            quoted = _quoted(found, chosen)
-            if not quoted.citations:
-                yield Message(text=quoted.answer)
-            yield Progress(percent=80, message="Writing the answer")
-            yield Checkpoint(state=quoted.model_dump(mode="json"))
-        tokens = split(quoted.answer)
-        for token in tokens:
-            await clock.tick()
-            yield Token(text=token)
-        yield Progress(percent=100, message="Done")
-        yield Final(
-            answer=quoted.answer,
-            citations=[citation.model_dump() for citation in quoted.citations],
-            usage={"documents": quoted.documents, "passages": quoted.passages, "tokens": len(tokens)},
-        )
+            answering = Researcher(run, model, partial(search, folder), choice).events()
+        else:
+            answering = _quotations(run, folder, parameters.max_sources, clock)
+        async with aclosing(answering) as events:
+            async for event in events:
+                yield event
 
     return research
+
+
+async def _quotations(
+    run: Run, folder: Path | None, max_sources: int, clock: Clock
+) -> AsyncGenerator[Event | Checkpoint, None]:
+    """Without a model: the best sentences of the best sources are the answer."""
+    quoted = restored(Quoted, run.restored)
+    if quoted is None:
+        yield Message(text="Searching the documents.")
+        yield Progress(percent=5, message="Searching")
+        found = await search(folder, run.query)
+        yield stage("discovered", [_place(hit, hit.score) for hit in found.hits])
+        yield Progress(percent=40, message="Screening what was found")
+        sources = await asyncio.to_thread(screen, found, max_sources)
+        yield stage("screened", _places(sources))
+        yield Progress(percent=60, message="Analyzing the best sources")
+        chosen = await asyncio.to_thread(quotes, found, sources)
+        yield stage("analyzed", _places({id(quote.source): quote.source for quote in chosen}.values()))
+        quoted = _quoted(found, chosen)
+        if not quoted.citations:
+            yield Message(text=quoted.answer)
+        yield Progress(percent=80, message="Writing the answer")
+        yield Checkpoint(state=quoted.model_dump(mode="json"))
+    tokens = split(quoted.answer)
+    for token in tokens:
+        await clock.tick()
+        yield Token(text=token)
+    yield Progress(percent=100, message="Done")
+    yield Final(
+        answer=quoted.answer,
+        citations=[citation.model_dump() for citation in quoted.citations],
+        usage={"documents": quoted.documents, "passages": quoted.passages, "tokens": len(tokens)},
+    )
 
 
 def split(answer: str) -> list[str]:
