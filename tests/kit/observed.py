@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from broker.cli import main
+from broker.runs.link import Link
 from broker.runs.pool import Cancellable, Pool
 from tests.kit.processes import Gateway, Process, Worker, wait_for
 
@@ -35,6 +36,8 @@ class Census(NamedTuple):
     """Of the collections in attributes of our objects, all instances together: `Hub._channels`."""
     pooled: int
     """Connections to Redis that are open and in a pool, which opens them as it needs them, up to its bound."""
+    loose: int
+    """Connections to Redis that are open and in no pool."""
     descriptors: int
     """But for those of pooled connections."""
     memory: int
@@ -59,9 +62,9 @@ def look_into(process: Process, folder: Path, name: str) -> Census:
     file.unlink(missing_ok=True)
     process.signal(signal.SIGUSR1)
     wait_for(file.exists, seconds=20)
-    tasks, objects, sizes, pooled = json.loads(file.read_text("ascii"))
+    tasks, objects, sizes, pooled, loose = json.loads(file.read_text("ascii"))
     outside = psutil.Process(process.pid)
-    return Census(tasks, objects, sizes, pooled, outside.num_fds() - pooled, outside.memory_info().rss)
+    return Census(tasks, objects, sizes, pooled, loose, outside.num_fds() - pooled, outside.memory_info().rss)
 
 
 def _write(*_: object) -> None:
@@ -76,20 +79,29 @@ def _census() -> list[dict[str, int] | int]:
     gc.collect()
     tasks = Counter(str(task.get_coro().__qualname__) for task in asyncio.all_tasks())  # type: ignore[union-attr]
     objects, sizes = Counter[str](), Counter[str]()
-    pooled = 0
+    pooled = connections = links = 0
     for item in gc.get_objects():
         kind = type(item)
         if not str(kind.__module__).startswith(_OURS):
             continue
         if isinstance(item, Pool):
-            pooled += sum(connection.is_connected for connection in item.connections())
+            pooled += sum(_is_open(connection._writer) for connection in item.connections())
+        elif isinstance(item, Cancellable):
+            connections += _is_open(item._writer)
+        elif isinstance(item, Link):
+            links += _is_open(getattr(item, "_writer", None))
         if isinstance(item, _OF_A_POOL):
             continue
         objects[kind.__qualname__] += 1
         for name, value in _attributes(item).items():
             if isinstance(value, (dict, list, set, deque)):
                 sizes[f"{kind.__qualname__}.{name}"] += len(value)
-    return [tasks, objects, sizes, pooled]
+    return [tasks, objects, sizes, pooled, connections - pooled + links]
+
+
+def _is_open(writer: asyncio.StreamWriter | None) -> bool:
+    """redis-py takes a connection for open until it is used, though its server has gone."""
+    return writer is not None and not writer.transport.is_closing()
 
 
 def _attributes(item: Any) -> dict[str, Any]:
