@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import struct
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from broker.gateway import server as server_module
-from broker.gateway.server import MAX_HEAD, configure
+from broker.gateway.server import MAX_HEAD, StreamProtocol, configure
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 GET = b"GET /%b HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -103,6 +107,21 @@ async def test_a_connection_that_is_kept_alive_may_rest(connect: Connect) -> Non
         writer.write(GET % b"")
         await answered(reader)
         await asyncio.sleep(0.6)
+
+
+async def test_a_connection_that_is_reset_while_it_rests_is_forgotten_at_once(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(GET % b"")
+    await answered(reader)
+    name = writer.get_extra_info("sockname")
+    mine = (kept for kept in gc.get_objects() if isinstance(kept, StreamProtocol) and kept.client == name)
+    [held] = map(weakref.ref, mine)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        while held() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
 
 
 @pytest.mark.parametrize("lines", [1, 1000])
