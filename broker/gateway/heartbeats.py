@@ -49,21 +49,23 @@ class Heartbeats:
         return asyncio.get_running_loop().time() + SHARE * self._heartbeat
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
         tick = min(self._heartbeat / 8, 1.0)
         while True:
             await asyncio.sleep(tick)
-            now = loop.time()
-            for channel in self._channels.values():
-                for view in channel.views.values():
-                    for reader in view.readers:
-                        if reader.cut_at is not None and reader.cut_at <= now:
-                            reader.cut()
-            for due in self._by_shard([channel for channel in self._channels.values() if channel.next_beat <= now]):
-                try:
-                    await self._beat(due)
-                except Exception:
-                    logger.exception("heartbeats failed")
+            await self._sweep(asyncio.get_running_loop().time())
+
+    async def _sweep(self, now: float) -> None:
+        """In a frame of its own, whose variables would keep channels and readers that have gone until the next ones."""
+        for channel in self._channels.values():
+            for view in channel.views.values():
+                for reader in view.readers:
+                    if reader.cut_at is not None and reader.cut_at <= now:
+                        reader.cut()
+        for due in self._by_shard([channel for channel in self._channels.values() if channel.next_beat <= now]):
+            try:
+                await self._beat(due)
+            except Exception:
+                logger.exception("heartbeats failed")
 
     async def _beat(self, due: list[Channel]) -> None:
         """Of one shard. A pipelined read tells what every heartbeat says, and finds what pub/sub has missed (6.2)."""
