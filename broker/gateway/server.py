@@ -123,7 +123,7 @@ class StreamProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         super().connection_lost(exc)
-        # uvicorn lets it run on, and hold all of the connection, where this ended by a reset: so HAProxy ends idle ones.
+        # uvicorn lets it run on where this was a reset (HAProxy ends idle connections so), and hold all of it for 75 s.
         self._unset_keepalive_if_required()
         if self._answering is not None and not self._answering.response_complete:
             # uvicorn tells the newest request only: where others are pipelined, that is not the one that has begun.
