@@ -20,6 +20,7 @@ LONGEST_RETRY_SECONDS = 3.0
 """The longest pause that `retry:` asks of a client."""
 _AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _AGENT_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_DIALECT = re.compile(r"[a-z][a-z_]*(=(/[A-Za-z0-9._~-]+)+)?")
 BUILT_IN_AGENTS = ("research", "chat")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
@@ -89,9 +90,12 @@ class Settings(BaseSettings):
     )
     agent_processes: int = Field(0, ge=0, le=64, description="Processes that agents run in; 0: in the worker itself.")
 
+    dialects: CommaSeparated = Field(
+        (), description="The dialects that are served, all by default: `name` or `name=/path`, …"
+    )
     cors_origins: CommaSeparated = Field((), description="Origins of web pages that may call; none by default.")
 
-    @field_validator("jwt_algorithms", "agents", "models", "tools", "cors_origins", mode="before")
+    @field_validator("jwt_algorithms", "agents", "models", "tools", "dialects", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -103,6 +107,14 @@ class Settings(BaseSettings):
             name, _, target = item.partition("=")
             if not _AGENT_NAME.fullmatch(name) or not _AGENT_TARGET.fullmatch(target):
                 raise ValueError(f"{item!r} is not of the form name=module:function (names: a-z, 0-9, _, -)")
+        return value
+
+    @field_validator("dialects")
+    @classmethod
+    def _dialects_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if not _DIALECT.fullmatch(item):
+                raise ValueError(f"{item!r} is not of the form name or name=/path (no slash at the end)")
         return value
 
     @field_validator("cors_origins")

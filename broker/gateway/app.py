@@ -14,14 +14,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.routing import Route as StarletteRoute
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, Misconfigured
 from broker.gateway import openapi
 from broker.gateway.access import Access
 from broker.gateway.auth import Principal, make_authenticator
+from broker.gateway.dialects import table
+from broker.gateway.front import Front
 from broker.gateway.hub import Hub
-from broker.gateway.native import NativeApi
 from broker.gateway.operations import Operations
-from broker.gateway.problems import on_broker_error, on_http_exception, on_unexpected
+from broker.gateway.problems import on_http_exception, on_unexpected
 from broker.gateway.routes import Gateway, Route
 from broker.ids import Owner
 from broker.runs.connections import connect
@@ -45,7 +46,7 @@ def make_app(settings: Settings) -> Access:
         hub=Hub(redis, redis, settings, on_met=runs.met, on_watched=runs.watched),
         authenticate=make_authenticator(settings),
     )
-    table = route_table(gateway)
+    routes = route_table(gateway)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -62,10 +63,9 @@ def make_app(settings: Settings) -> Access:
             await redis.aclose(close_connection_pool=True)
 
     app = Starlette(
-        routes=_starlette_routes(gateway, table),
+        routes=_starlette_routes(gateway, routes),
         middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
         exception_handlers={
-            BrokerError: on_broker_error,
             HTTPException: on_http_exception,
             Exception: on_unexpected,
         },
@@ -84,25 +84,32 @@ def _tune_collector() -> None:
 
 
 def route_table(gateway: Gateway) -> list[Route]:
-    table: list[Route] = []
-    operations = Operations(gateway, document=lambda: openapi.document(table))
-    table += [*NativeApi(gateway).routes(), *operations.routes()]
-    return table
+    """Raises Misconfigured where two dialects are mounted at one place."""
+    routes: list[Route] = []
+    operations = Operations(gateway, document=lambda: openapi.document(routes))
+    routes += [*table.mounted(Front(gateway)), *operations.routes()]
+    return routes
 
 
-def _starlette_routes(gateway: Gateway, table: list[Route]) -> list[StarletteRoute]:
+def _starlette_routes(gateway: Gateway, routes: list[Route]) -> list[StarletteRoute]:
     """One for each path, so that a 405 names every method that the path takes."""
     paths: dict[str, dict[str, Route]] = {}
-    for route in table:
-        paths.setdefault(route.path, {})[route.method] = route
+    for route in routes:
+        methods = paths.setdefault(route.path, {})
+        if route.method in methods:
+            raise Misconfigured(f"BROKER_DIALECTS: {route.method} {route.path} is there twice.")
+        methods[route.method] = route
     return [_starlette_route(gateway, path, methods) for path, methods in paths.items()]
 
 
 def _starlette_route(gateway: Gateway, path: str, methods: dict[str, Route]) -> StarletteRoute:
     async def endpoint(request: Request) -> Any:
         route = methods["GET" if request.method == "HEAD" else request.method]
-        principal = _NOBODY if route.public else await gateway.authenticate(request.scope)
-        return await route.endpoint(request, principal)
+        try:
+            principal = _NOBODY if route.public else await gateway.authenticate(request.scope)
+            return await route.endpoint(request, principal)
+        except BrokerError as error:
+            return route.problem(error)
 
     return StarletteRoute(path, endpoint, methods=list(methods))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from broker.events import Entry
-from broker.gateway.dialects import Dialect
+from broker.gateway.dialects.dialect import Dialect
 from broker.gateway.view import View
 from broker.ids import START, EventId
 from broker.runs.record import FINISHED
@@ -58,7 +59,7 @@ class Channel:
         self.opened = False
         """Whether the run was read since the subscription."""
         self.users = 0
-        self.views: dict[tuple[str, bool], View] = {}
+        self.views: dict[Hashable, View] = {}
         self.watchers: list[asyncio.Future[None]] = []
         self.inbox: list[tuple[EventId, list[Entry]]] = []
         """Messages that wait while the run is read again."""
@@ -74,10 +75,10 @@ class Channel:
         """Nothing follows: the log's end is a terminal event, or the run was erased."""
         return self.gone or self.status in FINISHED
 
-    def view(self, dialect: Dialect, long_ids: bool) -> View:
-        key = (dialect.name, long_ids)
+    def view(self, dialect: Dialect) -> View:
+        key = dialect.key
         if key not in self.views:
-            self.views[key] = View(self, dialect, long_ids)
+            self.views[key] = View(self, dialect)
         return self.views[key]
 
     def accept(self, prev: EventId, entries: list[Entry]) -> bool:
@@ -111,6 +112,8 @@ class Channel:
                 view.release()
             for reader in view.readers:
                 reader.verified = False
+                if moved:
+                    reader.fold_again()
                 reader.wake()
         self.end, self.status = state.end, state.status
         if moved:

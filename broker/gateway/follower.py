@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from redis.asyncio import Redis
 
-from broker.events import Attempt, Entry
 from broker.gateway.channel import Channel
 from broker.gateway.pages import Damaged, Pages
 from broker.gateway.reader import End, Reader
@@ -19,9 +19,6 @@ from broker.runs.connections import is_away
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
-
-LOST = Entry(START, "attempt", Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data())
-"""The answer to a cursor that the log does not know: start again (PROTOCOL 6.5). Its id is the cursor 0-0."""
 
 
 class Follower:
@@ -48,14 +45,19 @@ class Follower:
             if channel.gone:
                 reader.write_bytes(view.dialect.gone())
                 return End.FINISHED
+            if reader.lost:
+                reader.write_bytes(view.dialect.lost())
+                return End.FINISHED
+            if view.dialect.ended(reader.folded.state):
+                return End.FINISHED
             if not reader.verified:
                 await self._verify(reader)
             elif reader.position < channel.end:
                 await self._advance(reader)
-            elif reader.position > channel.end:
-                await self._await_repair(reader)
-            elif channel.finished:
+            elif channel.finished and not (reader.ahead_of(channel.end) and view.can_lose):
                 return End.FINISHED
+            elif reader.ahead_of(channel.end):
+                await self._await_repair(reader)
             else:
                 view.join(reader)
                 await reader.sleep()
@@ -63,12 +65,12 @@ class Follower:
 
     async def _advance(self, reader: Reader) -> None:
         """Writes the next stretch: of the ring, else of the log."""
-        part = reader.view.after(reader.position)
+        part = reader.view.after(reader.position, marked=reader.after is not None)
         if part is not None:
             reader.write(part)
             return
         try:
-            page = await self._pages.after(reader.view, reader.position)
+            page = await self._pages.after(reader.view, reader.position, reader.folded)
         except Damaged:
             await self._look_into(reader)
             return
@@ -78,7 +80,7 @@ class Follower:
         for part in page:
             while reader.sink.paused and reader.ending is None:
                 await reader.sink.drain()
-            if reader.ending is not None or not reader.verified:
+            if reader.ending is not None or not reader.verified or reader.lost:
                 return
             reader.write(part)
 
@@ -90,7 +92,7 @@ class Follower:
         if channel.end != end or reader.position >= end or channel.gone:
             return
         try:
-            await self._pages.after(reader.view, reader.position)  # it may have been repaired in between
+            await self._pages.after(reader.view, reader.position, reader.folded)  # it may have been repaired in between
         except Damaged as damage:
             logger.error("a log is damaged", extra={"request_id": channel.request_id, "error": str(damage)})
             channel.erase()
@@ -110,31 +112,37 @@ class Follower:
             await self._hold(reader, error)
             return
         if not known and reader.position == position:
-            self._restart(reader)
+            self._lost(reader)
 
     async def _await_repair(self, reader: Reader) -> None:
         """The log ends below the cursor. Its writer may yet append again what a failover took."""
-        channel, loop = reader.view.channel, asyncio.get_running_loop()
+        view, channel, loop = reader.view, reader.view.channel, asyncio.get_running_loop()
         if channel.finished:
-            self._restart(reader)
+            self._lost(reader)
             return
-        give_up = loop.time() + self._repair_seconds
+        give_up = loop.time() + self._repair_seconds if view.can_lose else math.inf
         reader.waiting = True
-        reader.write_bytes(reader.view.dialect.heartbeat("waiting for repair"))
+        reader.write_bytes(view.dialect.heartbeat("waiting for repair"))
         try:
-            while reader.position > channel.end and reader.ending is None and not channel.gone:
+            while reader.ahead_of(channel.end) and reader.ending is None and not channel.gone:
                 left = give_up - loop.time()
-                if channel.finished or left <= 0:
-                    self._restart(reader)
+                if left <= 0 or (channel.finished and view.can_lose):
+                    self._lost(reader)
+                    return
+                if channel.finished:
                     return
                 # The channel wakes no one who is not live, so look again: a repair is rare, and not urgent.
                 await reader.sleep(min(left, 0.1))
         finally:
             reader.waiting = reader.verified = False
 
-    def _restart(self, reader: Reader) -> None:
-        reader.write_bytes(reader.view.projection().feed(LOST))
-        reader.position = START
+    def _lost(self, reader: Reader) -> None:
+        """The log does not have what the cursor names."""
+        if reader.view.dialect.seekable:
+            reader.write_bytes(reader.view.dialect.lost())
+            reader.position = START
+        else:
+            reader.lost = True
 
     async def _hold(self, reader: Reader, error: Exception) -> None:
         """Redis is away: the stream stays open and beats."""

@@ -17,12 +17,12 @@ from redis.exceptions import ResponseError
 
 from broker.errors import RunNotFound, Unavailable
 from broker.gateway.channel import Channel, State
-from broker.gateway.dialects import Dialect
+from broker.gateway.dialects.dialect import Dialect
 from broker.gateway.follower import RETRY_SECONDS, Follower
 from broker.gateway.heartbeats import Heartbeats
 from broker.gateway.pages import Pages
 from broker.gateway.reader import End, Reader, Sink
-from broker.ids import EventId
+from broker.ids import START, EventId
 from broker.runs import keys, log
 from broker.runs.connections import is_away
 from broker.runs.record import Head
@@ -122,17 +122,19 @@ class Hub:
         dialect: Dialect,
         sink: Sink,
         *,
-        position: EventId,
-        long_ids: bool,
+        position: EventId = START,
+        after: Any = None,
         seconds: float | None,
     ) -> Reader:
-        """A reader at `position` that writes to `sink`; to be followed, and closed. Cut after `seconds`.
+        """A reader that writes to `sink`; to be followed, and closed. Cut after `seconds`.
+
+        It begins above the event `position` where the dialect is seekable, else above the frame at `after`.
 
         Raises Unavailable when the run cannot be watched, RunNotFound when it went meanwhile.
         """
         cut_at = asyncio.get_running_loop().time() + seconds if seconds is not None else None
         channel = await self._acquire(request_id, head)
-        reader = Reader(channel.view(dialect, long_ids), sink, position, cut_at)
+        reader = Reader(channel.view(dialect), sink, position, cut_at, after=after)
         reader.view.readers.add(reader)
         sink.attach(reader)
         if self.cutting:

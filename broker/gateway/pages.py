@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 
 from redis.asyncio import Redis
 
 from broker.events import Entry
 from broker.gateway.channel import Channel
-from broker.gateway.dialects import Projection
-from broker.gateway.reader import Slice, chunk
+from broker.gateway.dialects.dialect import Dialect, Folded, Frame, step
+from broker.gateway.reader import Marks, Slice, chunk
 from broker.gateway.view import SLICE_BYTES, View
 from broker.ids import EventId
 from broker.runs import log
@@ -24,7 +25,7 @@ class Damaged(Exception):
     """A log that has not what its record promises: something in it was deleted."""
 
 
-_Key = tuple[str, tuple[str, bool], EventId]
+_Key = tuple[str, Hashable, EventId]
 
 
 class Pages:
@@ -37,8 +38,9 @@ class Pages:
         self._of_run: dict[str, set[_Key]] = {}
         self._size = 0
 
-    async def after(self, view: View, position: EventId) -> list[Slice]:
-        """What the log has above `position`, which is below its end: the beginning of it, at most PAGE_SLICES.
+    async def after(self, view: View, position: EventId, folded: Folded) -> list[Slice]:
+        """What the log has above `position`, which is below its end: the beginning of it, at most PAGE_SLICES. `folded`
+        is the fold up to there.
 
         Raises Damaged, and redis-py's exceptions.
         """
@@ -49,18 +51,18 @@ class Pages:
             return kept
         read = self._reads.get(key)
         if read is None:
-            read = self._reads[key] = asyncio.create_task(self._read(key, view))
+            read = self._reads[key] = asyncio.create_task(self._read(key, view, folded))
             read.add_done_callback(lambda done: self._ended(key, view.channel, done))
         return await asyncio.shield(read)
 
-    async def _read(self, key: _Key, view: View) -> list[Slice]:
+    async def _read(self, key: _Key, view: View, folded: Folded) -> list[Slice]:
         request_id, _, position = key
         channel = view.channel
         entries = await log.read(self._redis, request_id, position, channel.page)
         check_contiguous(position, entries)
         size = sum(len(entry.data) for entry in entries) // len(entries)
         channel.page = max(1, min(log.PAGE, PAGE_SLICES * SLICE_BYTES // max(size, 1)))
-        return encode(view.projection(), entries)[:PAGE_SLICES]
+        return encode(view.dialect, folded, entries)[:PAGE_SLICES]
 
     def _ended(self, key: _Key, channel: Channel, read: asyncio.Task[list[Slice]]) -> None:
         """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before.
@@ -107,21 +109,26 @@ def check_contiguous(position: EventId, entries: list[Entry]) -> None:
         previous = entry.id
 
 
-def encode(projection: Projection, entries: list[Entry]) -> list[Slice]:
-    """Frames in slices of about SLICE_BYTES, never a part of an event."""
+def encode(dialect: Dialect, folded: Folded, entries: list[Entry]) -> list[Slice]:
+    """Frames in slices of about SLICE_BYTES, never a part of what shows an event."""
     slices: list[Slice] = []
-    frames: list[bytes] = []
+    shown: list[Sequence[Frame]] = []
     size = 0
     for entry in entries:
-        frame = projection.feed(entry)
-        frames.append(frame)
-        size += len(frame)
+        folded, frames = step(dialect, folded, entry)
+        shown.append(frames)
+        size += sum(len(frame.data) for frame in frames)
         if size >= SLICE_BYTES or entry is entries[-1]:
-            data = b"".join(frames)
-            slices.append(Slice(entry.id, data, chunk(data)))
-            frames, size = [], 0
+            data = b"".join(frame.data for of_entry in shown for frame in of_entry)
+            marks = None if dialect.seekable else Marks.of(shown)
+            slices.append(Slice(entry.id, data, chunk(data), folded, marks))
+            shown, size = [], 0
     return slices
 
 
+_MARK_BYTES = 100
+"""About what a frame's position and end take."""
+
+
 def _size(slices: list[Slice]) -> int:
-    return sum(2 * len(part.data) for part in slices)
+    return sum(2 * len(part.data) + (_MARK_BYTES * len(part.marks.ends) if part.marks else 0) for part in slices)

@@ -52,11 +52,6 @@ def problem(error: errors.BrokerError) -> Response:
     return Response(body, status, headers, MEDIA_TYPE)
 
 
-async def on_broker_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.BrokerError)
-    return problem(error)
-
-
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _DETAILS = {
     404: "There is nothing at this path. GET /openapi.json lists the routes.",

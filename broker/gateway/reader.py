@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from broker.ids import EventId
+from broker.gateway.dialects.dialect import Folded, Frame
+from broker.ids import START, EventId
 
 if TYPE_CHECKING:
     from broker.gateway.view import View
@@ -52,27 +54,67 @@ class End(Enum):
     """The client is gone."""
 
 
+class Marks(NamedTuple):
+    """Where the frames of a slice end."""
+
+    positions: list[Any]
+    ends: list[int]
+    """Bytes from the slice's beginning."""
+
+    @classmethod
+    def of(cls, frames: Iterable[Sequence[Frame]]) -> Marks:
+        marks, end = cls([], []), 0
+        for of_entry in frames:
+            for position, data in of_entry:
+                end += len(data)
+                marks.positions.append(position)
+                marks.ends.append(end)
+        return marks
+
+
 class Slice(NamedTuple):
-    """Frames up to and including `last`, as they are and as a chunk."""
+    """Frames up to and including those of `last`, as they are and as a chunk."""
 
     last: EventId
     data: bytes
     chunk: bytes
+    folded: Folded
+    """The fold after it."""
+    marks: Marks | None = None
 
 
 class Reader:
     """One client's place in a run: a cursor, and a connection."""
 
-    __slots__ = ("_ending", "_waiter", "cut_at", "position", "sink", "verified", "view", "waiting")
+    __slots__ = (
+        "_ending",
+        "_waiter",
+        "after",
+        "cut_at",
+        "folded",
+        "lost",
+        "position",
+        "sink",
+        "verified",
+        "view",
+        "waiting",
+    )
 
-    def __init__(self, view: View, sink: Sink, position: EventId, cut_at: float | None) -> None:
+    def __init__(self, view: View, sink: Sink, position: EventId, cut_at: float | None, *, after: Any = None) -> None:
+        """`position` is where reading begins: where the fold can. A client that is further than this has the frames up
+        to the position `after`."""
         self.view = view
         self.sink = sink
         self.position = position
+        self.after = after
+        """None as soon as there is nothing more to leave out."""
+        self.folded = Folded(view.dialect.start, None)
+        self.lost = False
+        """Whether the frame at `after` is not in the log, though what comes after it is."""
         self.verified = False
         """Whether the log is known to have the epoch of `position`."""
         self.waiting = False
-        """For the repair of a log that ends below `position`."""
+        """For the repair of a log that ends below the client's cursor."""
         self.cut_at = cut_at
         """When the stream is cut, by the event loop's clock."""
         self._ending: End | None = None
@@ -83,8 +125,34 @@ class Reader:
         return self._ending
 
     def write(self, part: Slice) -> None:
-        self.position = part.last
-        self.sink.write(part.chunk if self.sink.chunked else part.data)
+        self.position, self.folded = part.last, part.folded
+        if self.after is None:
+            self.sink.write(part.chunk if self.sink.chunked else part.data)
+        elif rest := self._unseen(part):
+            self.write_bytes(rest)
+
+    def _unseen(self, part: Slice) -> bytes:
+        """What the client does not have of it."""
+        assert part.marks is not None
+        positions, ends = part.marks
+        known = bisect_right(positions, self.after)
+        if known and positions[known - 1] == self.after:
+            self.after = None
+        elif known < len(positions):
+            self.lost = self.view.dialect.exact
+            self.after = None
+        return part.data[ends[known - 1] if known else 0 :] if not self.lost else b""
+
+    def ahead_of(self, end: EventId) -> bool:
+        """Whether the client has more than a log that ends there."""
+        return self.position > end or (self.after is not None and self.position == end)
+
+    def fold_again(self) -> None:
+        """The log may have been rolled back: what was folded of it may not be in it."""
+        if self.view.dialect.seekable or self.position == START:
+            return
+        self.after = self.folded.seen if self.after is None else self.after
+        self.position, self.folded = START, Folded(self.view.dialect.start, None)
 
     def write_bytes(self, data: bytes) -> None:
         self.sink.write(chunk(data) if self.sink.chunked else data)

@@ -26,7 +26,7 @@ _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.I
 
 
 async def submission(request: Request, settings: Settings) -> Submission:
-    body = await _json(request)
+    body = await read_json(request)
     if not isinstance(body, dict):
         raise Invalid("The body must be a JSON object with at least a `query`.")
     try:
@@ -56,7 +56,8 @@ def _refuse(field: str, message: str) -> NoReturn:
     raise Invalid(f"{field}: {message}", errors=[{"field": field, "message": message}])
 
 
-async def _json(request: Request) -> Any:
+async def read_json(request: Request) -> Any:
+    """The body, within limits. Raises BadRequest, TooLarge, UnsupportedMediaType."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the body as JSON, with the header 'Content-Type: application/json'.")

@@ -12,8 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from broker.errors import BrokerError
 from broker.gateway.auth import Authenticator, Principal
 from broker.gateway.hub import Hub
+from broker.gateway.problems import problem
 from broker.runs.store import Runs
 from broker.settings import Settings
 
@@ -34,6 +36,8 @@ class Route:
     body: type[BaseModel] | None = None
     parameters: tuple[str, ...] = ()
     public: bool = False
+    problem: Callable[[BrokerError], Response] = problem
+    """How its clients are told of an error."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker import sse
 from broker.errors import RunNotFound, Unavailable
-from broker.gateway.dialects import Dialect
+from broker.gateway.dialects.dialect import Dialect
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End, Reader
 from broker.gateway.sinks import StreamSink, open_sink
@@ -71,6 +71,7 @@ class StreamResponse:
             end = End.CUT
             reader = await self._open(sink)
             if reader is not None:
+                self.dialect = reader.view.dialect  # one for all readers, instead of one for each
                 try:
                     end = await self.hub.follow(reader)
                 finally:

@@ -1,15 +1,15 @@
-"""A run in one dialect and id form: the frames that its readers share, and who of them is up to date."""
+"""A run in one dialect: the frames that its readers share, and who of them is up to date."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from broker.events import Entry
-from broker.gateway.dialects import Dialect, Projection
-from broker.gateway.reader import Reader, Slice, chunk
-from broker.ids import EventId
+from broker.gateway.dialects.dialect import Dialect, Folded, Frame, step
+from broker.gateway.reader import Marks, Reader, Slice, chunk
+from broker.ids import START, EventId
 
 if TYPE_CHECKING:
     from broker.gateway.channel import Channel
@@ -22,15 +22,16 @@ SLICE_BYTES = 64 * 1024
 
 
 class View:
-    """A channel in one dialect and id form: each frame is encoded once, and shared by all readers."""
+    """A channel in one dialect: each frame is encoded once, and shared by all readers."""
 
     __slots__ = (
+        "_data",
+        "_folded",
+        "_folds",
         "_frames",
         "_ids",
         "_live_chunked",
         "_live_plain",
-        "_long_ids",
-        "_projection",
         "_size",
         "_unsent",
         "base",
@@ -40,26 +41,35 @@ class View:
         "readers",
     )
 
-    def __init__(self, channel: Channel, dialect: Dialect, long_ids: bool) -> None:
+    def __init__(self, channel: Channel, dialect: Dialect) -> None:
         self.channel = channel
         self.dialect = dialect
-        self.key = (dialect.name, long_ids)
+        self.key = dialect.key
         self.readers: set[Reader] = set()
         self.base = channel.end
-        self._long_ids = long_ids
-        self._projection = self.projection()
+        self._folded = self._fold_at_end()
         self._ids: list[EventId] = []
-        self._frames: list[bytes] = []
+        self._data: list[bytes] = []
+        self._frames: list[Sequence[Frame]] = []
+        self._folds: list[Folded] = []
         self._size = 0
         self._unsent: list[bytes] = []
         self._live_chunked: dict[Reader, Callable[[bytes], None]] = {}
         self._live_plain: list[Reader] = []
 
-    def projection(self) -> Projection:
-        return self.dialect.projection(self.channel.request_id, long_ids=self._long_ids)
+    def _fold_at_end(self) -> Folded | None:
+        """None where it is not known before a reader brings it, which has folded the log up to there."""
+        return Folded(self.dialect.start, None) if self.dialect.seekable or self.channel.end == START else None
+
+    @property
+    def can_lose(self) -> bool:
+        """Whether a client's cursor can be one that the log does not know."""
+        return self.dialect.seekable or self.dialect.exact
 
     def join(self, reader: Reader) -> None:
         """`reader` has everything up to the channel's end, and gets what comes."""
+        if self._folded is None:
+            self._folded = reader.folded
         if reader.sink.chunked:
             self._live_chunked[reader] = reader.sink.write
         else:
@@ -67,20 +77,28 @@ class View:
 
     def leave(self, reader: Reader) -> None:
         """The reader goes on by itself from where the channel is now."""
-        if self._live_chunked.pop(reader, None) is not None:
-            reader.position = self.channel.end
-        elif reader in self._live_plain:
+        if self._live_chunked.pop(reader, None) is None:
+            if reader not in self._live_plain:
+                return
             self._live_plain.remove(reader)
-            reader.position = self.channel.end
+        assert self._folded is not None
+        reader.position, reader.folded = self.channel.end, self._folded
 
-    def extend(self, entries: Iterable[Entry]) -> None:
-        feed, size = self._projection.feed, 0
+    def extend(self, entries: Sequence[Entry]) -> None:
+        dialect, folded, size = self.dialect, self._folded, 0
+        if folded is None:
+            self.base = entries[-1].id
+            return
         for entry in entries:
-            frame = feed(entry)
+            folded, frames = step(dialect, folded, entry)
+            data = frames[0].data if len(frames) == 1 else b"".join(frame.data for frame in frames)
             self._ids.append(entry.id)
-            self._frames.append(frame)
-            self._unsent.append(frame)
-            size += len(frame)
+            self._data.append(data)
+            self._frames.append(frames)
+            self._folds.append(folded)
+            self._unsent.append(data)
+            size += len(data)
+        self._folded = folded
         self._size += size
         if self._size > 2 * RING_BYTES:
             self._trim(min(RING_BYTES * len(self.readers), RING_BYTES_MAX))
@@ -91,10 +109,10 @@ class View:
             return
         drop = 0
         while self._size > limit and drop < len(self._ids) - 1:
-            self._size -= len(self._frames[drop])
+            self._size -= len(self._data[drop])
             drop += 1
         self.base = self._ids[drop - 1]
-        del self._ids[:drop], self._frames[:drop]
+        del self._ids[:drop], self._data[:drop], self._frames[:drop], self._folds[:drop]
 
     def flush(self) -> None:
         """One write for each reader, however many entries came."""
@@ -108,7 +126,7 @@ class View:
                     write(framed)
             for reader in tuple(self._live_plain):
                 reader.sink.write(data)
-        if self.channel.finished:
+        if self.channel.finished or (self._folded is not None and self.dialect.ended(self._folded.state)):
             self.release()
 
     def release(self) -> None:
@@ -120,23 +138,24 @@ class View:
     def restart(self) -> None:
         """The ring begins anew at the channel's end."""
         self.base, self._size = self.channel.end, 0
-        self._ids.clear()
-        self._frames.clear()
-        self._unsent.clear()
+        self._folded = self._fold_at_end()
+        for kept in (self._ids, self._data, self._frames, self._folds, self._unsent):
+            kept.clear()
 
-    def after(self, position: EventId) -> Slice | None:
+    def after(self, position: EventId, *, marked: bool = False) -> Slice | None:
         """What the ring has above `position`, a slice of it; None where the ring does not reach back so far."""
         if position < self.base:
             return None
         first = bisect_right(self._ids, position)
         last, size = first, 0
         while last < len(self._ids) and size < SLICE_BYTES:
-            size += len(self._frames[last])
+            size += len(self._data[last])
             last += 1
         if first == last:
             return None
-        data = b"".join(self._frames[first:last])
-        return Slice(self._ids[last - 1], data, chunk(data))
+        data = b"".join(self._data[first:last])
+        marks = Marks.of(self._frames[first:last]) if marked else None
+        return Slice(self._ids[last - 1], data, chunk(data), self._folds[last - 1], marks)
 
     def beat(self, text: str) -> None:
         """A heartbeat for every reader that can take one."""

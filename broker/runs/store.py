@@ -172,6 +172,12 @@ class Runs:
         with unavailable():
             return await log.read_outcome(self._redis, record)
 
+    async def log(self, record: Record) -> list[Entry]:
+        """The whole log, as of the moment at which the record was read."""
+        with unavailable():
+            entries = await log.read_all(self._redis, record.request_id)
+        return [entry for entry in entries if entry.id <= record.end]
+
     async def page(
         self,
         owner: Owner,

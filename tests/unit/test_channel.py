@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from broker.events import Entry
 from broker.gateway.channel import Channel, State, heartbeat_text
-from broker.gateway.dialects import DIALECTS
+from broker.gateway.dialects.native.fold import Native
 from broker.gateway.reader import End, Reader, Slice, chunk
 from broker.gateway.view import RING_BYTES, RING_BYTES_MAX, SLICE_BYTES, View
 from broker.ids import START, EventId
+from tests.kit import folds
 from tests.kit.checker import entries_of
 from tests.kit.scale import scaled
 from tests.kit.sse import parse
@@ -58,11 +59,15 @@ def opened(end: EventId = BEGUN, status: str = "running") -> Channel:
 
 def reader_of(channel: Channel, *, chunked: bool = False, long_ids: bool = False) -> Reader:
     """One that is up to date."""
-    view = channel.view(DIALECTS["native"], long_ids)
+    view = channel.view(Native(RID, long_ids=long_ids))
     reader = Reader(view, Connection(chunked=chunked), channel.end, None)
     view.readers.add(reader)
     view.join(reader)
     return reader
+
+
+def frames(entries: Iterable[Entry]) -> bytes:
+    return folds.body_of(Native(RID, long_ids=False), entries)
 
 
 def body_of(reader: Reader) -> bytes:
@@ -256,7 +261,7 @@ def test_a_full_ring_drops_its_oldest_and_its_edge_moves_with_them() -> None:
     for entry in entries:
         channel.accept(EventId(5, entry.id.seq - 1), [entry])
         channel.flush()
-    size = len(b"".join(view.projection().feed(entry) for entry in ring_of(view, view.base) or []))
+    size = len(frames(ring_of(view, view.base) or []))
     assert RING_BYTES // 2 < size <= 2 * RING_BYTES + 2000
     edge = view.base.seq
     assert ring_of(view, EventId(5, edge)) == entries[edge - 1 :]
@@ -377,9 +382,8 @@ def test_in_any_schedule_every_reader_gets_each_entry_once(data: st.DataObject) 
             part = reader.view.after(reader.position)
             if part is None:
                 entries = [e for e in stored if reader.position < e.id <= channel.end][:7]
-                projection = reader.view.projection()
-                body = b"".join(projection.feed(entry) for entry in entries)
-                part = Slice(entries[-1].id, body, chunk(body))
+                body = frames(entries)
+                part = Slice(entries[-1].id, body, chunk(body), reader.folded)
             reader.write(part)
         reader.view.join(reader)
         live.add(reader)
@@ -396,7 +400,7 @@ def test_in_any_schedule_every_reader_gets_each_entry_once(data: st.DataObject) 
                     live.clear()
                 channel.flush()
         elif step == "join":
-            view = channel.view(DIALECTS["native"], False)
+            view = channel.view(Native(RID, long_ids=False))
             position = EventId(5, data.draw(st.integers(1, channel.end.seq)))
             reader = Reader(view, Connection(), position, None)
             view.readers.add(reader)

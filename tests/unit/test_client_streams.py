@@ -12,8 +12,9 @@ import pytest
 from broker.client import ApiError, DamagedStream, Disconnected, RunCancelled, RunFailed, Unreachable
 from broker.errors import RunNotFound, Unauthorized
 from broker.events import Entry, Token, dumps
-from broker.gateway.dialects.native import Native
+from broker.gateway.dialects.native.fold import Native
 from broker.ids import EventId
+from tests.kit import folds
 from tests.kit.clients import CLIENTS, IDS, AnyClient, AnyStream
 from tests.kit.redis_server import free_port
 from tests.kit.stub import Step, Stub, chunked
@@ -34,9 +35,11 @@ LOG = [
 ]
 
 
+NATIVE = Native(RID, long_ids=False)
+
+
 def frames(entries: Iterable[Entry]) -> bytes:
-    projection = Native().projection(RID, long_ids=False)
-    return b"retry: 1\n" + b"".join(projection.feed(item) for item in entries)
+    return b"retry: 1\n" + folds.body_of(NATIVE, entries)
 
 
 def stream(entries: Iterable[Entry], *, end: bool = True) -> bytes:
@@ -203,7 +206,7 @@ def test_a_redirect_does_not_get_the_token(kind: type[AnyClient]) -> None:
 
 def test_a_run_that_is_gone_is_not_found(kind: type[AnyClient]) -> None:
     with pytest.raises(RunNotFound):
-        read(kind, [chunked(frames(LOG[:3]) + Native().gone())])
+        read(kind, [chunked(frames(LOG[:3]) + NATIVE.gone())])
 
 
 def test_where_nothing_listens_it_is_told_soon(kind: type[AnyClient]) -> None:

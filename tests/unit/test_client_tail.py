@@ -16,8 +16,9 @@ from broker.client.tail import TRIES_AT_A_HOLE, Broken, Disconnected, Tail
 from broker.errors import BadCursor, Draining, RunNotFound, Unauthorized
 from broker.events import Attempt, Entry, Final, Message, Sources, Token, dumps
 from broker.fold import fold
-from broker.gateway.dialects.native import Native
+from broker.gateway.dialects.native.fold import Native
 from broker.ids import EventId
+from tests.kit import folds
 
 RID, OTHER = "ab" * 16, "cd" * 16
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
@@ -44,8 +45,7 @@ LOG = [
 
 
 def body(entries: Iterable[Entry], *, long_ids: bool = False) -> bytes:
-    projection = Native().projection(RID, long_ids=long_ids)
-    return b"retry: 1\n" + b"".join(projection.feed(item) for item in entries)
+    return b"retry: 1\n" + folds.body_of(Native(RID, long_ids=long_ids), entries)
 
 
 def tail(*, patience: float = 60, after: str | None = None, **hooks: object) -> Tail:
@@ -252,7 +252,7 @@ def test_a_run_that_is_gone_is_not_found() -> None:
     connect(reading)
     seen = []
     with pytest.raises(RunNotFound):
-        for received in reading.feed(body(LOG[:3]) + Native().gone()):
+        for received in reading.feed(body(LOG[:3]) + Native(RID, long_ids=False).gone()):
             seen.append(received)
     assert as_entries(seen) == LOG[:3]
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from broker.errors import RunNotFound, Unavailable
 from broker.events import Entry
-from broker.gateway.dialects import DIALECTS
+from broker.gateway.dialects.native.fold import Native
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End, Reader
 from broker.ids import START, EventId
@@ -147,10 +147,9 @@ class Gateway:
         reader = await self.hub.open(
             request_id,
             head or await self.head(request_id),
-            DIALECTS["native"],
+            Native(request_id, long_ids=long_ids),
             connection,
             position=after,
-            long_ids=long_ids,
             seconds=seconds,
         )
         stream = Stream(connection, reader, asyncio.create_task(self._follow(reader)))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from broker import sse as wire
 from broker.events import Entry, dumps
-from broker.gateway.dialects.native import Native
+from broker.gateway.dialects.native.fold import Native
 from broker.ids import EventId
-from tests.kit import sse
+from tests.kit import folds, sse
 from tests.kit.sse import Event, EventStream
 
 RID = "ab" * 16
@@ -51,9 +51,11 @@ def test_what_is_not_ascii_never_gets_into_a_frame(text: str) -> None:
 @given(st.lists(TEXT, max_size=6), st.booleans())
 def test_a_text_in_a_frame_is_read_as_it_was_written(texts: list[str], long_ids: bool) -> None:
     """And the reader of the next frame is not led astray by it."""
-    projection = Native().projection(RID, long_ids=long_ids)
+    native = Native(RID, long_ids=long_ids)
     entries = [Entry(EventId(3, n), "token", dumps({"text": text, text: text})) for n, text in enumerate(texts, 1)]
-    body = wire.retry(1000) + b"".join(wire.comment("heartbeat 3-1") + projection.feed(entry) for entry in entries)
+    body = wire.retry(1000) + b"".join(
+        wire.comment("heartbeat 3-1") + folds.body_of(native, [entry]) for entry in entries
+    )
     assert body.isascii()
     seen = sse.parse(body)
     assert [(event.id, event.type, event.data) for event in seen] == [
@@ -63,7 +65,7 @@ def test_a_text_in_a_frame_is_read_as_it_was_written(texts: list[str], long_ids:
 
 
 def test_a_run_that_is_gone_is_told_without_an_id() -> None:
-    [event] = sse.parse(Native().gone())
+    [event] = sse.parse(Native(RID, long_ids=False).gone())
     assert (event.id, event.type, event.json["code"]) == ("", "error", "gone")
 
 

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.errors import Draining, RunNotFound, Unavailable
+from broker.errors import RunNotFound, Unavailable
 from broker.events import Entry
 from broker.fold import is_void
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.dialects import DIALECTS, Dialect
-from broker.gateway.routes import EVENT_STREAM, Asgi, Gateway, Route, json_response
-from broker.gateway.stream import ComeAgain, StreamResponse
+from broker.gateway.dialects.native.fold import Native
+from broker.gateway.front import Front, sees, stream_headers
+from broker.gateway.routes import EVENT_STREAM, Asgi, Route, json_response
 from broker.ids import REQUEST_ID, START, EventId, Owner
-from broker.runs.record import Head, Submission
-from broker.runs.store import Accepted
+from broker.runs.record import Head
+
+
+def routes(front: Front, prefix: str) -> list[Route]:
+    """The routes of /api/v1, whose links are absolute: `prefix` is no other."""
+    return NativeApi(front).routes()
 
 
 class NativeApi:
     """The endpoints of /api/v1."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._runs = gateway.runs
-        self._hub = gateway.hub
-        self._settings = gateway.settings
-        self._dialect: Dialect = DIALECTS["native"]
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._runs = front.runs
+        self._settings = front.settings
 
     def routes(self) -> list[Route]:
         prefix, run = api.PREFIX, api.PREFIX + "/runs/{request_id}"
@@ -107,19 +108,11 @@ class NativeApi:
 
     async def submit(self, request: Request, principal: Principal) -> Asgi:
         submission = await requests.submission(request, self._settings)
-        accepted = await self._submit(request, principal, submission, repeated=requests.is_repeat(request))
+        accepted = await self._front.submit(request, principal, submission)
         links = api.links(accepted.request_id)
         body = api.Accepted.model_validate({**accepted._asdict(), "links": links})
         headers = {"Location": links.self, "X-Request-Id": accepted.request_id}
         return json_response(body, 200 if accepted.joined else 202, headers)
-
-    async def _submit(
-        self, request: Request, principal: Principal, submission: Submission, *, repeated: bool
-    ) -> Accepted:
-        key = requests.idempotency_key(request)
-        if self._hub.cutting:
-            raise Draining
-        return await self._runs.submit(principal.owner, submission, idempotency_key=key, repeated=repeated)
 
     async def submit_and_stream(self, request: Request, principal: Principal) -> Asgi:
         """A client that blindly repeats its request with Last-Event-ID resumes that run, and starts no other."""
@@ -127,13 +120,10 @@ class NativeApi:
         cursor = requests.submit_cursor(request)
         if cursor is not None and cursor.request_id is not None:
             head = await self._runs.head(cursor.request_id)
-            if head is not None and _sees(principal, head) and head.digest == submission.digest():
+            if head is not None and sees(principal, head) and head.digest == submission.digest():
                 return await self._stream(cursor.request_id, head, principal, cursor.event_id, long_ids=True)
-        repeated = cursor is not None or requests.is_repeat(request)
-        accepted = await self._submit(request, principal, submission, repeated=repeated)
-        head = await self._runs.head(accepted.request_id)
-        if head is None:
-            raise Unavailable("The run was lost in a failover, or erased. Try again.")
+        accepted = await self._front.submit(request, principal, submission, repeated=cursor is not None)
+        head = await self._front.accepted_head(accepted.request_id)
         # A run that Redis has lost may be made anew under its id: what the client has had of it, it has had.
         same = cursor is not None and cursor.request_id == accepted.request_id
         position = cursor.event_id if cursor is not None and same else START
@@ -145,53 +135,25 @@ class NativeApi:
         request_id = _request_id(request)
         cursor = requests.run_cursor(request, request_id)
         try:
-            head = await self._visible(request_id, principal)
+            head = await self._front.visible(request_id, principal)
         except Unavailable:
-            return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
+            return self._front.come_again(Native(request_id, long_ids=False))
         position = cursor.event_id if cursor else START
         if head.finished and position == head.end:
-            return Response(status_code=204, headers=_stream_headers(request_id))
+            return Response(status_code=204, headers=stream_headers(request_id))
         return await self._stream(request_id, head, principal, position, long_ids=False)
 
     async def _stream(
         self, request_id: str, head: Head, principal: Principal, position: EventId, *, long_ids: bool
     ) -> Asgi:
-        if self._hub.cutting:
-            return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
-        try:
-            await self._watched(request_id, head)
-        except Unavailable:
-            return ComeAgain(self._dialect, self._settings.send_timeout_seconds)
-        limits = [self._settings.max_stream_seconds]
-        if principal.expires_at is not None:
-            limits.append(max(principal.expires_at - time.time(), 0.0))
-        open_reader = partial(
-            self._hub.open,
-            request_id,
-            head,
-            self._dialect,
-            position=position,
-            long_ids=long_ids,
-            seconds=min((limit for limit in limits if limit is not None), default=None),
-        )
-        return StreamResponse(
-            self._hub,
-            self._dialect,
-            open_reader,
-            send_timeout=self._settings.send_timeout_seconds,
-            headers=_stream_headers(request_id),
-        )
+        dialect = Native(request_id, long_ids=long_ids)
+        return await self._front.stream(request_id, head, principal, dialect, position=position)
 
     async def poll(self, request: Request, principal: Principal) -> Asgi:
         request_id = _request_id(request)
         wait, preferred = requests.wait_seconds(request)
-        head = await self._visible(request_id, principal)
-        if not head.finished:
-            self._runs.met([request_id])
-        with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
-            await self._watched(request_id, head)
-        if wait and not head.finished:
-            await self._hub.wait_end(request_id, head, wait, partial(_left, request))
+        head = await self._front.visible(request_id, principal)
+        await self._front.wait(request, request_id, head, wait)
         headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
         if preferred:
             headers |= {"Preference-Applied": f"wait={wait:g}", "Vary": "Prefer"}
@@ -212,9 +174,9 @@ class NativeApi:
         request_id = _request_id(request)
         limit, text = requests.limit(request), requests.list_cursor(request)
         after = EventId.parse(text) if text else START
-        head = await self._visible(request_id, principal)
+        head = await self._front.visible(request_id, principal)
         with contextlib.suppress(Unavailable):
-            await self._watched(request_id, head)
+            await self._front.watched(request_id, head)
         entries = await self._runs.events(request_id, after, limit)
         rewinds = (await self._runs.record(request_id)).rewinds
         rows = [_event_json(entry, is_void(entry.id, rewinds)) for entry in entries]
@@ -242,33 +204,15 @@ class NativeApi:
 
     async def cancel(self, request: Request, principal: Principal) -> Asgi:
         request_id = _request_id(request)
-        await self._visible(request_id, principal)
+        await self._front.visible(request_id, principal)
         await self._runs.cancel(request_id, "client")
         return await self._run(request_id, {"X-Request-Id": request_id, "Cache-Control": "no-store"})
 
     async def erase(self, request: Request, principal: Principal) -> Asgi:
         request_id = _request_id(request)
-        await self._visible(request_id, principal)
+        await self._front.visible(request_id, principal)
         await self._runs.erase(request_id)
         return Response(status_code=204)
-
-    async def _visible(self, request_id: str, principal: Principal) -> Head:
-        """Raises RunNotFound for a run that is missing, erased, or not the caller's: the same in all three cases."""
-        head = await self._runs.head(request_id)
-        if head is None or not _sees(principal, head):
-            raise RunNotFound
-        return head
-
-    async def _watched(self, request_id: str, head: Head) -> None:
-        """Somebody reads the run: what `cancel_if_unwatched` counts from."""
-        if head.cancel_if_unwatched and not head.finished:
-            await self._runs.watched([request_id])
-
-
-def _sees(principal: Principal, head: Head) -> bool:
-    if principal.owner == head.owner:
-        return True
-    return principal.sees_tenant and principal.owner.tenant == head.owner.tenant
 
 
 def _request_id(request: Request) -> str:
@@ -277,16 +221,6 @@ def _request_id(request: Request) -> str:
     if not REQUEST_ID.fullmatch(request_id):
         raise RunNotFound
     return request_id
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _stream_headers(request_id: str) -> dict[str, str]:
-    return {"X-Request-Id": request_id, "Content-Location": f"{api.PREFIX}/runs/{request_id}/stream"}
 
 
 def _event_json(entry: Entry, void: bool) -> str:

@@ -1,0 +1,80 @@
+"""What a dialect is: a pure, deterministic fold over a run's log.
+
+It keeps nothing between connections: the same log gives the same frames, with the same positions, on every gateway and
+every replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from broker.events import Entry
+
+
+class Frame(NamedTuple):
+    """What a client gets in one piece."""
+
+    position: Any
+    """Where a client stands that has this frame: it rises from frame to frame, and can be compared."""
+    data: bytes
+    """Whole lines: the frame of one SSE event."""
+
+
+class Dialect(Protocol):
+    """A run in one wire format, made for each request from what never changes of the run. All bytes are whole lines.
+
+    A fold begins at the log's beginning, or at any entry where the dialect is `seekable`. Old states are kept and gone
+    on from, so that a state is an immutable value.
+    """
+
+    @property
+    def key(self) -> Hashable:
+        """Name and variant: equal keys of one run give equal bytes, which all their readers share."""
+
+    @property
+    def seekable(self) -> bool:
+        """Whether an entry's frames depend on that entry alone, and their position is its id."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a cursor that no frame has as its position is lost: what its client has shown is not in the log."""
+
+    @property
+    def start(self) -> Any:
+        """The state before the first entry."""
+
+    def step(self, state: Any, entry: Entry) -> tuple[Any, Sequence[Frame]]:
+        """The state after the next entry, and the frames that show it; none where the dialect shows nothing of it."""
+
+    def ended(self, state: Any) -> bool:
+        """Whether nothing follows, whatever the log brings."""
+
+    def opening(self, retry_ms: int) -> bytes:
+        """A connection's first bytes."""
+
+    def heartbeat(self, text: str) -> bytes:
+        """What keeps an idle connection alive; no client sees an event."""
+
+    def gone(self) -> bytes:
+        """The run is no longer there: the end of a stream."""
+
+    def lost(self) -> bytes:
+        """The log does not know the client's cursor. The whole log follows where the dialect is `seekable`; elsewhere
+        this is the end of the stream."""
+
+    def closing(self, retry_ms: int) -> bytes:
+        """The last bytes of a connection that is cut before the end."""
+
+
+class Folded(NamedTuple):
+    """A fold, somewhere in a log."""
+
+    state: Any
+    seen: Any
+    """The position of the last frame so far; None before the first."""
+
+
+def step(dialect: Dialect, folded: Folded, entry: Entry) -> tuple[Folded, Sequence[Frame]]:
+    state, frames = dialect.step(folded.state, entry)
+    return Folded(state, frames[-1].position if frames else folded.seen), frames

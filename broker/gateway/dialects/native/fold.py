@@ -1,0 +1,47 @@
+"""The native dialect: each event as it is stored, its id as the SSE id."""
+
+from __future__ import annotations
+
+from broker import sse
+from broker.events import Attempt, Entry, Error
+from broker.gateway.dialects.dialect import Frame
+from broker.ids import START
+
+_LOST = Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data()
+
+
+class Native:
+    """A run as it is stored."""
+
+    seekable = True
+    exact = False
+    start = None
+
+    def __init__(self, request_id: str, *, long_ids: bool) -> None:
+        """`long_ids`: cursors of the form `<request_id>/<event id>`."""
+        self.key = ("native", long_ids)
+        self._prefix = f"{request_id}/" if long_ids else ""
+
+    def step(self, state: None, entry: Entry) -> tuple[None, tuple[Frame]]:
+        return None, (Frame(entry.id, sse.frame(entry.type, entry.data, f"{self._prefix}{entry.id}")),)
+
+    def ended(self, state: None) -> bool:
+        """The log itself tells."""
+        return False
+
+    def opening(self, retry_ms: int) -> bytes:
+        return sse.retry(retry_ms)
+
+    def heartbeat(self, text: str) -> bytes:
+        return sse.comment(text)
+
+    def gone(self) -> bytes:
+        """Without an id: it is not an event of the log, and the client's cursor stays."""
+        return sse.frame("error", Error(code="gone", message="This run no longer exists.").json_data())
+
+    def lost(self) -> bytes:
+        """Start again (PROTOCOL 6.5). Its id is the cursor that means so."""
+        return sse.frame("attempt", _LOST, f"{self._prefix}{START}")
+
+    def closing(self, retry_ms: int) -> bytes:
+        return sse.retry(retry_ms)

@@ -1,0 +1,43 @@
+"""Every dialect: its name, where its routes are, and what they are. BROKER_DIALECTS chooses from this table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from broker.errors import Misconfigured
+from broker.gateway import api
+from broker.gateway.dialects.native import routes as native
+from broker.gateway.front import Front
+from broker.gateway.routes import Route
+
+
+class Mount(NamedTuple):
+    prefix: str
+    """Of its routes, unless BROKER_DIALECTS has another."""
+    routes: Callable[[Front, str], list[Route]]
+
+
+NATIVE = "native"
+DIALECTS: dict[str, Mount] = {
+    NATIVE: Mount(api.PREFIX, native.routes),
+}
+
+
+def mounted(front: Front) -> list[Route]:
+    """The routes of every dialect that is on. Raises Misconfigured."""
+    prefixes = _prefixes(front.settings.dialects)
+    return [route for name, prefix in prefixes.items() for route in DIALECTS[name].routes(front, prefix)]
+
+
+def _prefixes(wanted: tuple[str, ...]) -> dict[str, str]:
+    """`name` or `name=/path` each; none is all. The native dialect is always there: every run's links lead to it."""
+    prefixes = {NATIVE: api.PREFIX}
+    for item in wanted or DIALECTS:
+        name, _, prefix = item.partition("=")
+        if name not in DIALECTS:
+            raise Misconfigured(f"BROKER_DIALECTS: there is no dialect {name!r}; there are: {', '.join(DIALECTS)}.")
+        if name == NATIVE and prefix:
+            raise Misconfigured(f"BROKER_DIALECTS: the routes of {NATIVE} are always below {api.PREFIX}.")
+        prefixes[name] = prefix or DIALECTS[name].prefix
+    return prefixes

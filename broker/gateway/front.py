@@ -1,0 +1,146 @@
+"""What the routes of every dialect do with runs: submit, find what the caller may see, stream, wait."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from broker.errors import Draining, RunNotFound, Unavailable
+from broker.events import Entry
+from broker.gateway import api, requests
+from broker.gateway.auth import Principal
+from broker.gateway.dialects.dialect import Dialect
+from broker.gateway.routes import Asgi, Gateway
+from broker.gateway.stream import ComeAgain, StreamResponse
+from broker.ids import REQUEST_ID, START, EventId
+from broker.runs.record import Head, Record, Submission
+from broker.runs.store import Accepted
+
+
+class Front:
+    """A gateway, as routes see it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.settings = gateway.settings
+        self.runs = gateway.runs
+        self._hub = gateway.hub
+
+    async def submit(
+        self, request: Request, principal: Principal, submission: Submission, *, repeated: bool = False
+    ) -> Accepted:
+        """Starts a run or joins one. The request may have an Idempotency-Key, and may say itself that it is sent again.
+
+        Raises Draining, and what Runs.submit does.
+        """
+        key = requests.idempotency_key(request)
+        if self._hub.cutting:
+            raise Draining
+        repeated = repeated or requests.is_repeat(request)
+        return await self.runs.submit(principal.owner, submission, idempotency_key=key, repeated=repeated)
+
+    async def accepted_head(self, request_id: str) -> Head:
+        """Of a run that was accepted a moment ago. Raises Unavailable where it is gone already."""
+        head = await self.runs.head(request_id)
+        if head is None:
+            raise Unavailable("The run was lost in a failover, or erased. Try again.")
+        return head
+
+    async def visible(self, request_id: str, principal: Principal) -> Head:
+        """Raises RunNotFound for what is no request_id, and for a run that is missing, erased, or not the caller's: the
+        same in all cases."""
+        head = await self.runs.head(request_id) if REQUEST_ID.fullmatch(request_id) else None
+        if head is None or not sees(principal, head):
+            raise RunNotFound
+        return head
+
+    async def stream(
+        self,
+        request_id: str,
+        head: Head,
+        principal: Principal,
+        dialect: Dialect,
+        *,
+        position: EventId = START,
+        after: Any = None,
+        headers: Mapping[str, str] | None = None,
+        come_again: bool = True,
+    ) -> Asgi:
+        """The run from the event `position` on where the dialect is seekable, else from the frame at `after` on.
+
+        When that cannot be now, clients of the kind of EventSource shall `come_again`; for others raises Unavailable.
+        """
+        try:
+            if self._hub.cutting:
+                raise Draining
+            await self.watched(request_id, head)
+        except Unavailable:
+            if not come_again:
+                raise
+            return self.come_again(dialect)
+        open_reader = partial(
+            self._hub.open,
+            request_id,
+            head,
+            dialect,
+            position=position,
+            after=after,
+            seconds=self._seconds(principal),
+        )
+        return StreamResponse(
+            self._hub,
+            dialect,
+            open_reader,
+            send_timeout=self.settings.send_timeout_seconds,
+            headers={**stream_headers(request_id), **(headers or {})},
+        )
+
+    def come_again(self, dialect: Dialect) -> Asgi:
+        """Instead of a 503, which closes an EventSource for good."""
+        return ComeAgain(dialect, self.settings.send_timeout_seconds)
+
+    def _seconds(self, principal: Principal) -> float | None:
+        """How long a stream may be."""
+        limits = [self.settings.max_stream_seconds]
+        if principal.expires_at is not None:
+            limits.append(max(principal.expires_at - time.time(), 0.0))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    async def wait(self, request: Request, request_id: str, head: Head, seconds: float) -> None:
+        """Until the run has ended, the client has gone, this gateway drains, or for `seconds`."""
+        if not head.finished:
+            self.runs.met([request_id])
+        with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
+            await self.watched(request_id, head)
+        if seconds and not head.finished:
+            await self._hub.wait_end(request_id, head, seconds, partial(_left, request))
+
+    async def watched(self, request_id: str, head: Head) -> None:
+        """Somebody reads the run: what `cancel_if_unwatched` counts from."""
+        if head.cancel_if_unwatched and not head.finished:
+            await self.runs.watched([request_id])
+
+    async def log(self, request_id: str) -> tuple[Record, list[Entry]]:
+        """The run and its log, both as of one moment. Raises RunNotFound."""
+        record = await self.runs.record(request_id)
+        return record, await self.runs.log(record)
+
+
+def sees(principal: Principal, head: Head) -> bool:
+    if principal.owner == head.owner:
+        return True
+    return principal.sees_tenant and principal.owner.tenant == head.owner.tenant
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def stream_headers(request_id: str) -> dict[str, str]:
+    return {"X-Request-Id": request_id, "Content-Location": f"{api.PREFIX}/runs/{request_id}/stream"}
