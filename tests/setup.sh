@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
-# The system packages that the tests use. Installs what is absent, where that is possible: as root, with apt-get, and
-# unless BROKER_TEST_NO_INSTALL=1 forbids it. Otherwise it says what will not be tested; with CI=true that is a failure.
+# The system packages and the JavaScript clients that the tests use. Installs what is absent, where that is possible
+# (system packages: as root, with apt-get), unless BROKER_TEST_NO_INSTALL=1 forbids it. Otherwise it says what will not
+# be tested; with CI=true that is a failure.
 set -euo pipefail
 
 POLICY=/usr/sbin/policy-rc.d
+JAVASCRIPT="$(dirname "${BASH_SOURCE[0]}")/clients/js"
 
 usable() {
     case $1 in
         # A compiler without the C library's headers compiles nothing.
         gcc) command -v gcc >/dev/null && printf '#include <stdio.h>\n#include <pthread.h>\n' | gcc -E - >/dev/null 2>&1 ;;
+        # The clients need at least this; Debian 12 and Ubuntu 24.04 have an older one.
+        node) command -v node >/dev/null && node --eval 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' ;;
+        clients)
+            local installed="$JAVASCRIPT/node_modules/.package-lock.json"
+            [ -e "$installed" ] && ! [ "$JAVASCRIPT/package-lock.json" -nt "$installed" ]
+            ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -18,6 +26,8 @@ packages() {
         gcc) echo gcc libc6-dev ;;
         curl) echo curl ca-certificates ;;
         ip) echo iproute2 ;;
+        node) echo nodejs ;;
+        clients) ;;
         *) echo "$1" ;;
     esac
 }
@@ -30,12 +40,13 @@ untested() {
         curl) echo "the lines that the demo prints" ;;
         ip) echo "a network that swallows everything" ;;
         chromium) echo "the console page, and EventSource, in a real browser" ;;
+        node | npm | clients) echo "the clients in JavaScript; they need Node 20 or later, with npm" ;;
     esac
 }
 
 missing() {
     local command
-    for command in redis-server nginx gcc curl ip chromium; do
+    for command in redis-server nginx gcc curl ip chromium node npm clients; do
         usable "$command" || echo "$command"
     done
 }
@@ -67,24 +78,36 @@ install() (
     "${apt_get[@]}" install -y --no-install-recommends "$@"
 )
 
+install_clients() {
+    usable node && usable npm && (cd "$JAVASCRIPT" && npm ci --loglevel=error)
+}
+
 absent=$(missing)
 [ -n "$absent" ] || exit 0
 
 why=""
 if [ "${BROKER_TEST_NO_INSTALL:-}" = 1 ]; then
     why="BROKER_TEST_NO_INSTALL=1 forbids installing"
-elif [ "$(id -u)" != 0 ]; then
-    why="only root can install"
-elif ! command -v apt-get >/dev/null; then
-    why="there is no apt-get here"
 else
     wanted=()
     for command in $absent; do
         read -ra names <<<"$(packages "$command")"
         wanted+=("${names[@]}")
     done
-    echo "Installing for the tests: ${wanted[*]}"
-    install "${wanted[@]}" || why="apt-get failed"
+    if [ ${#wanted[@]} = 0 ]; then
+        :
+    elif [ "$(id -u)" != 0 ]; then
+        why="only root can install"
+    elif ! command -v apt-get >/dev/null; then
+        why="there is no apt-get here"
+    else
+        echo "Installing for the tests: ${wanted[*]}"
+        install "${wanted[@]}" || why="apt-get failed"
+    fi
+    if ! usable clients; then
+        echo "Installing for the tests: the clients in JavaScript"
+        install_clients || why="${why:-npm failed}"
+    fi
     absent=$(missing)
 fi
 [ -n "$absent" ] || exit 0

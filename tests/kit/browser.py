@@ -36,8 +36,9 @@ class Browser:
         to_read, self._commands = _pipe()
         self._answers, to_write = _pipe()
         out = os.open(folder / "chromium.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        # The protocol's pipe is at the descriptors 3 and 4, which subprocess cannot promise.
-        places = {to_read: 3, to_write: 4, out: 2}
+        # The protocol's pipe is at the descriptors 3 and 4, which subprocess cannot promise. The log first: it may have
+        # one of these numbers itself.
+        places = {out: 2, to_read: 3, to_write: 4}
         actions = [(os.POSIX_SPAWN_DUP2, mine, place) for mine, place in places.items()]
         self._pid = os.posix_spawn(program, command, os.environ, file_actions=actions, setpgroup=0)
         for mine in places:

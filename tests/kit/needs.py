@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+JAVASCRIPT = Path(__file__).parents[1] / "clients" / "js"
+NODE = 20
+"""The least major version."""
 
 
 def needs(program: str) -> str:
     """Its path. Without it the test is skipped; with CI=true it fails, for a test that never runs shows nothing."""
     path = shutil.which(program)
-    if path is not None:
-        return path
+    return path or _missing(f"{program} is not installed")
+
+
+def needs_javascript() -> str:
+    """The path of a Node that is recent enough, with the packages of tests/clients/js beside it."""
+    node = needs("node")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"v(\d+)\.", version)
+    if found is None or int(found[1]) < NODE:
+        _missing(f"node is {version.strip()}, and {NODE} or later is needed")
+    installed, wanted = JAVASCRIPT / "node_modules" / ".package-lock.json", JAVASCRIPT / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+        _missing(f"the packages of {JAVASCRIPT} are not installed: tests/setup.sh does that")
+    return node
+
+
+def _missing(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{program} is not installed")
-    pytest.skip(f"{program} is not installed")
+        pytest.fail(what)
+    pytest.skip(what)
