@@ -57,14 +57,14 @@ _DESCRIPTIONS = {
     500: "Something went wrong in the gateway",
     503: "Redis is away, or this gateway is draining; try again",
 }
-_MEDIA = {EVENT_STREAM: EVENT_STREAM, "json": "application/json", "html": "text/html"}
+_MEDIA = {EVENT_STREAM: EVENT_STREAM, "json": "application/json", "text": "text/plain", "html": "text/html"}
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     routes = list(routes)
     models: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
     for route in routes:
-        for model in (*route.answers.values(), route.body):
+        for model in (*route.answers.values(), route.body, route.problem_body):
             if isinstance(model, type):
                 models[model.__name__] = model
     _, definitions = models_json_schema(
@@ -78,7 +78,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "Stream broker",
             "version": __version__,
-            "description": "Runs of agents that outlive their connections. Every error is a problem document.",
+            "description": "Runs of agents that outlive their connections. Errors of the native API are problem documents.",
         },
         "paths": paths,
         "components": {
@@ -111,14 +111,14 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _answers(route: Route) -> dict[int, type[BaseModel] | str | None]:
-    errors = [500]
+    errors = []
     if not route.public:
         errors += [400, 401, 403, 503]
     if "{request_id}" in route.path:
         errors += [404]
     if route.body is not None:
         errors += [413, 415, 422]
-    return {**route.answers, **dict.fromkeys(sorted(errors), Problem)}
+    return {**route.answers, 500: Problem, **dict.fromkeys(sorted(errors), route.problem_body)}
 
 
 def _response(status: int, answer: type[BaseModel] | str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from broker.errors import BrokerError
+from broker.gateway.api import Problem
 from broker.gateway.auth import Authenticator, Principal
 from broker.gateway.hub import Hub
 from broker.gateway.problems import problem
@@ -26,7 +28,7 @@ EVENT_STREAM = "text/event-stream"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One row of the table. `answers`: status -> model, EVENT_STREAM, "json", "html", or None for no body."""
+    """One row of the table. `answers`: status -> model, EVENT_STREAM, "json", "text", "html", or None for no body."""
 
     method: str
     path: str
@@ -38,6 +40,8 @@ class Route:
     public: bool = False
     problem: Callable[[BrokerError], Response] = problem
     """How its clients are told of an error."""
+    problem_body: type[BaseModel] | Literal["text"] = Problem
+    """What `problem` answers with."""
 
 
 @dataclass
