@@ -49,7 +49,10 @@ class Follower:
                 reader.write_bytes(view.dialect.lost())
                 return End.FINISHED
             if view.dialect.ended(reader.folded.state):
-                return End.FINISHED
+                if reader.after is None or not view.dialect.exact:
+                    return End.FINISHED
+                reader.lost = True
+                continue
             if not reader.verified:
                 await self._verify(reader)
             elif reader.position < channel.end:

@@ -6,24 +6,18 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
 
 from broker.errors import RunNotFound, Unavailable
-from broker.events import Entry
-from broker.gateway.dialects.native.fold import Native
-from broker.gateway.hub import Hub
-from broker.gateway.reader import End, Reader
+from broker.gateway.reader import End
 from broker.ids import START, EventId
 from broker.runs import keys, log
-from broker.runs.connections import connect
-from broker.runs.record import HEAD_FIELDS, Head, parse_head
 from broker.runs.scripts import Lease, Scripts
-from broker.settings import Settings
 from tests.kit import sse
-from tests.kit.checker import check_log, check_reader, entries_of
+from tests.kit.checker import check_log, check_reader
+from tests.kit.hub import Gateway, Stream, append_silently, hub_of
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import FINAL, RETENTION_MS, append, cancel, claim, queued, roll_back, running, words
@@ -31,136 +25,6 @@ from tests.kit.scale import scaled
 from tests.kit.waiting import until
 
 HEARTBEAT = 0.2
-
-
-class Connection:
-    """The client's side of a stream: takes everything, unless it stops reading."""
-
-    def __init__(self, *, chunked: bool = True) -> None:
-        self.chunked = chunked
-        self.paused = False
-        self.body = bytearray()
-        self.writes = 0
-        self.room: int | None = None
-        """Bytes that it still takes before it stops reading."""
-        self._reader: Reader | None = None
-
-    def attach(self, reader: Reader) -> None:
-        self._reader = reader
-
-    @property
-    def write(self) -> Callable[[bytes], None]:
-        return self._write
-
-    def _write(self, data: bytes) -> None:
-        self.body += data
-        self.writes += 1
-        if self.room is not None and len(self.body) >= self.room and not self.paused:
-            self.stop_reading()
-
-    def stop_reading(self) -> None:
-        self.paused = True
-        if self._reader is not None:
-            self._reader.paused()
-
-    def read_on(self) -> None:
-        self.room, self.paused = None, False
-        assert self._reader is not None
-        self._reader.wake()
-
-    async def drain(self) -> None:
-        assert self._reader is not None
-        while self.paused and self._reader.ending is None:
-            await self._reader.sleep()
-
-    def abort(self) -> None:
-        assert self._reader is not None
-        self._reader.closed()
-
-    def leave(self) -> None:
-        assert self._reader is not None
-        self._reader.closed()
-
-    def entries(self) -> list[Entry]:
-        data = _dechunked(bytes(self.body)) if self.chunked else bytes(self.body)
-        return entries_of(sse.parse(data))
-
-    def comments(self) -> list[str]:
-        stream = sse.EventStream()
-        stream.feed(_dechunked(bytes(self.body)) if self.chunked else bytes(self.body))
-        return stream.comments
-
-
-def _dechunked(body: bytes) -> bytes:
-    data = b""
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        data, end, body = data + body[: int(size, 16)], body[int(size, 16) :][:2], body[int(size, 16) + 2 :]
-        assert end == b"\r\n", "a chunk of another size than it says"
-    return data
-
-
-@dataclass
-class Stream:
-    connection: Connection
-    reader: Reader
-    following: asyncio.Task[End]
-
-    def entries(self) -> list[Entry]:
-        return self.connection.entries()
-
-    async def end(self, seconds: float = 15) -> End:
-        async with asyncio.timeout(seconds):
-            return await self.following
-
-    async def leave(self) -> None:
-        self.connection.leave()
-        assert await self.end() is End.CLOSED
-
-
-@dataclass
-class Gateway:
-    """A hub, and what is needed to watch a run through it."""
-
-    hub: Hub
-    redis: Redis
-    opened: list[Stream] = field(default_factory=list)
-
-    async def head(self, request_id: str) -> Head:
-        head = parse_head(await self.redis.hmget(keys.run(request_id), HEAD_FIELDS))  # type: ignore[misc]
-        assert head is not None
-        return head
-
-    async def watch(
-        self,
-        request_id: str,
-        after: EventId = START,
-        *,
-        chunked: bool = True,
-        long_ids: bool = False,
-        seconds: float | None = None,
-        head: Head | None = None,
-        room: int | None = None,
-    ) -> Stream:
-        connection = Connection(chunked=chunked)
-        connection.room = room
-        reader = await self.hub.open(
-            request_id,
-            head or await self.head(request_id),
-            Native(request_id, long_ids=long_ids),
-            connection,
-            position=after,
-            seconds=seconds,
-        )
-        stream = Stream(connection, reader, asyncio.create_task(self._follow(reader)))
-        self.opened.append(stream)
-        return stream
-
-    async def _follow(self, reader: Reader) -> End:
-        try:
-            return await self.hub.follow(reader)
-        finally:
-            self.hub.close_reader(reader)
 
 
 @pytest.fixture
@@ -182,27 +46,8 @@ def heartbeat() -> float:
 @pytest.fixture
 async def gateway(redis: Redis, proxy: Proxy, heartbeat: float) -> AsyncIterator[Gateway]:
     """Reaches Redis through the proxy; the tests, directly."""
-    commands, subscriptions = connect(proxy.url, connections=4), connect(proxy.url, connections=1)
-    hub = Hub(commands, subscriptions, Settings(heartbeat_seconds=heartbeat))
-    hub.start()
-    await until(lambda: hub.connected)
-    made = Gateway(hub, redis)
-    yield made
-    for stream in made.opened:
-        stream.following.cancel()
-    await asyncio.gather(*(stream.following for stream in made.opened), return_exceptions=True)
-    await hub.close()
-    for client in (commands, subscriptions):
-        await client.aclose(close_connection_pool=True)
-
-
-async def append_silently(redis: Redis, lease: Lease, first: int, *entries: tuple[str, str]) -> None:
-    """As the script does, but without its message."""
-    async with redis.pipeline(transaction=True) as pipe:
-        for seq, (kind, data) in enumerate(entries, first):
-            pipe.xadd(keys.log(lease.request_id), {"t": kind, "d": data}, id=f"{lease.epoch}-{seq}")
-        pipe.hset(keys.run(lease.request_id), "end", f"{lease.epoch}-{first + len(entries) - 1}")
-        await pipe.execute()
+    async with hub_of(redis, proxy.url, heartbeat_seconds=heartbeat) as gateway:
+        yield gateway
 
 
 async def write(
@@ -363,7 +208,7 @@ async def test_an_erasure_whose_message_was_lost_is_found_at_the_next_heartbeat(
     stream = await gateway.watch(lease.request_id)
     await redis.delete(keys.run(lease.request_id), keys.log(lease.request_id))
     assert await stream.end() is End.FINISHED
-    events = sse.parse(_dechunked(bytes(stream.connection.body)))
+    events = sse.parse(stream.connection.data())
     assert (events[-1].type, events[-1].json["code"]) == ("error", "gone")
 
 
@@ -678,7 +523,7 @@ async def test_an_erased_run_ends_its_streams_and_opens_no_more(
     await until(lambda: len(stream.entries()) == 2)
     await scripts.erase(lease.request_id, tombstone_ms=RETENTION_MS)
     assert await stream.end() is End.FINISHED
-    events = sse.parse(_dechunked(bytes(stream.connection.body)))
+    events = sse.parse(stream.connection.data())
     assert [event.type for event in events] == ["start", "attempt", "error"]
     assert (events[-1].json["code"], events[-1].id) == ("gone", str(EventId(lease.epoch, 1)))
     for _ in range(2):
