@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import signal
+import sys
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from tests.kit.processes import Gateway, Process, Worker, wait_for
 _OURS = ("broker.", "worker.")
 _OF_A_POOL = (Pool, Cancellable)
 """Counted by themselves."""
+_COLLECTIONS = (dict, list, set, deque)
 
 
 class Census(NamedTuple):
@@ -33,7 +35,8 @@ class Census(NamedTuple):
     objects: dict[str, int]
     """Instances of our classes, by the name of the class."""
     sizes: dict[str, int]
-    """Of the collections in attributes of our objects, all instances together: `Hub._channels`."""
+    """Of the collections in attributes of our objects, all instances together: `Hub._channels`; and of those in our
+    modules: `worker.documents.index._indexes`."""
     pooled: int
     """Connections to Redis that are open and in a pool, which opens them as it needs them, up to its bound."""
     loose: int
@@ -94,8 +97,12 @@ def _census() -> list[dict[str, int] | int]:
             continue
         objects[kind.__qualname__] += 1
         for name, value in _attributes(item).items():
-            if isinstance(value, (dict, list, set, deque)):
+            if isinstance(value, _COLLECTIONS):
                 sizes[f"{kind.__qualname__}.{name}"] += len(value)
+    for path, module in tuple(sys.modules.items()):
+        if path.startswith(_OURS):
+            found = {name: value for name, value in vars(module).items() if isinstance(value, _COLLECTIONS)}
+            sizes.update({f"{path}.{name}": len(value) for name, value in found.items()})
     return [tasks, objects, sizes, pooled, connections - pooled + links]
 
 
