@@ -134,6 +134,9 @@ def live_through(house: House, runs: int, connections: int, *, failover: bool) -
     with house.pair.primary.client() as direct:
         fleet = Fleet(house.pair.primary, house.client, direct)
         fleet.until_ended(completing + failing + moving + unwatched + stopped[::2], seconds=60)
+        for n in range(connections // 4):
+            # Of some, the whole answer has been sent by then.
+            come_and_be_killed(house.gateway.url, house.chance.choice(readable), n, house.chance)
         for request_id in unwatched:
             assert fleet.field(request_id, "status") == "cancelled"
         direct.delete(keys.LEASES)  # what ended stays there for two minutes

@@ -101,8 +101,8 @@ def _census() -> list[dict[str, int] | int]:
                 sizes[f"{kind.__qualname__}.{name}"] += len(value)
     for path, module in tuple(sys.modules.items()):
         if path.startswith(_OURS):
-            found = {name: value for name, value in vars(module).items() if isinstance(value, _COLLECTIONS)}
-            sizes.update({f"{path}.{name}": len(value) for name, value in found.items()})
+            named = [(name, value) for name, value in vars(module).items() if not name.startswith("__")]
+            sizes.update({f"{path}.{name}": len(value) for name, value in named if isinstance(value, _COLLECTIONS)})
     return [tasks, objects, sizes, pooled, connections - pooled + links]
 
 
