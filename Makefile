@@ -59,7 +59,8 @@ chaos: .venv/.test
 	BROKER_TEST_LONG=1 $(PYTEST)
 
 clean:
-	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		tests/clients/js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- the virtual environment: made once, and brought up to date when pyproject.toml changes --------------------------

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Launcher
+from tests.kit.browser import Browser
 from tests.kit.fleet import LEASE
 from tests.kit.http import Client, token
+from tests.kit.needs import needs
 from tests.kit.node import Node
 from tests.kit.page import Pages
 from tests.kit.processes import Gateway, Process, Worker
@@ -68,6 +70,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pages(folder: Path) -> Iterator[Pages]:
     with Pages(folder) as pages:
         yield pages
+
+
+@pytest.fixture(scope="module")
+def browser(folder: Path) -> Iterator[Browser]:
+    browser = Browser(needs("chromium"), folder)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A web page that chats by AI SDK's useChat, built from the packages of npm and served from an origin of its own."""
+"""Web pages with clients of npm, built as bundlers do and served from an origin of their own."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ from urllib.parse import quote
 from tests.kit.browser import Browser, Page
 from tests.kit.needs import JAVASCRIPT, needs_javascript
 
-HTML = '<!doctype html><meta charset="utf-8"><title>Chat</title><link rel="icon" href="data:,">'
+HTML = """<!doctype html><meta charset="utf-8"><title>{name}</title><link rel="icon" href="data:,">
+<body><script type="module" src="{name}.js"></script>
+"""
 SHOWN = "[...document.querySelectorAll('section.assistant:last-of-type > p.text')].map(p => p.textContent)"
 STATUS = "document.querySelector('main')?.dataset.status"
 
 
 class Pages:
-    """A page for each major version of ai. A context manager, which serves them at the origin `url`."""
+    """A context manager, which serves them at the origin `url`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))
-        )
+        handler = functools.partial(_Quiet, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05], name="pages")
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def open(self, browser: Browser, major: int, *, chat: str, gateway: str, token: str, **body: Any) -> Chat:
-        """`body` goes with each message."""
-        if not (self._folder / f"ai{major}.html").exists():
-            _build(major, self._folder)
+    def chat(self, browser: Browser, major: int, *, chat: str, gateway: str, token: str, **body: Any) -> Chat:
+        """By useChat of this major version of ai; `body` goes with each message."""
         page = {"chat": chat, "api": f"{gateway}/ai/chat", "token": token, "body": body}
-        return Chat(browser.page(f"{self.url}/ai{major}.html?page={quote(json.dumps(page))}"))
+        return Chat(self.page(browser, "chat.jsx", page, hook=f"react-ai{major}", transport=f"ai{major}"))
+
+    def page(self, browser: Browser, script: str, given: dict[str, Any], **aliases: str) -> Page:
+        """`script` of tests/clients/js, with packages by other names, in a page that is given something."""
+        name = "-".join([Path(script).stem, *aliases.values()])
+        if not (self._folder / f"{name}.html").exists():
+            _build(script, self._folder / f"{name}.js", aliases)
+            (self._folder / f"{name}.html").write_text(HTML.format(name=name), "utf-8")
+        return browser.page(f"{self.url}/{name}.html?page={quote(json.dumps(given))}")
 
     def __enter__(self) -> Pages:
         self._thread.start()
@@ -51,7 +58,7 @@ class Pages:
 
 
 class Chat:
-    """The page, as its user sees it. A context manager, which closes it."""
+    """A page that chats, as its user sees it. A context manager, which closes it."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -93,12 +100,9 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def _build(major: int, folder: Path) -> None:
-    """The page as bundlers make it for production."""
+def _build(script: str, bundle: Path, aliases: dict[str, str]) -> None:
     esbuild = JAVASCRIPT / "node_modules" / "esbuild" / "bin" / "esbuild"
-    command = [needs_javascript(), str(esbuild), "page.jsx", "--bundle", "--format=esm", "--jsx=automatic"]
-    command += ["--log-level=error", '--define:process.env.NODE_ENV="production"', f"--outfile={folder}/ai{major}.js"]
-    command += [f"--alias:hook=react-ai{major}", f"--alias:transport=ai{major}"]
+    command = [needs_javascript(), str(esbuild), script, "--bundle", "--format=esm", "--jsx=automatic"]
+    command += ["--log-level=error", '--define:process.env.NODE_ENV="production"', f"--outfile={bundle}"]
+    command += [f"--alias:{name}={package}" for name, package in aliases.items()]
     subprocess.run(command, cwd=JAVASCRIPT, check=True, timeout=60)
-    script = f'<body><script type="module" src="ai{major}.js"></script>'
-    (folder / f"ai{major}.html").write_text(HTML + script, "utf-8")

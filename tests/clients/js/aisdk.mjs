@@ -8,10 +8,15 @@ const chats = new Map();
 
 class Chat extends AbstractChat {
   constructor({ id, door, transport = "default", options = {}, messages = [] }) {
-    const seen = { finishes: [], data: [], errors: [] };
+    const seen = { finishes: [], data: [], errors: [], run: undefined };
     super({
       id,
-      transport: new TRANSPORTS[transport]({ api: `${door.url}/ai/chat`, fetch: through(door), ...options }),
+      transport: new TRANSPORTS[transport]({
+        api: `${door.url}/ai/chat`,
+        fetch: through(door),
+        onChatSendMessage: ({ headers }) => (seen.run = headers.get("x-workflow-run-id")),
+        ...options,
+      }),
       state: new State(messages, () => this.tell?.({ status: this.status, parts: this.lastMessage?.parts ?? [] })),
       onFinish: ({ isAbort, isDisconnect, isError }) => seen.finishes.push({ isAbort, isDisconnect, isError }),
       onData: (part) => seen.data.push(part),
@@ -78,8 +83,10 @@ serve({
   // What a stop button does: the client lets go of the stream, and the service ends the run.
   stop: withChat(async (chat) => {
     await chat.stop();
-    await through(chat.door)(`${chat.door.url}/ai/chat/${chat.id}/stop`, { method: "POST" });
+    const key = chat.seen.run ?? chat.id; // the transport of workflows names only the run
+    await through(chat.door)(`${chat.door.url}/ai/chat/${key}/stop`, { method: "POST" });
   }),
+  // What a page that goes away does.
   leave: withChat((chat) => chat.stop()),
   // The stream without a chat around it.
   read: async ({ chat, url, token, text, body }, tell) => {
