@@ -182,12 +182,15 @@ async def test_while_no_gateway_is_there_clients_are_told_to_come_again(stack: C
         for method, path in (("POST", "/api/v1/query"), ("GET", f"/api/v1/runs/{request_id}"), ("GET", "/readyz")):
             reply = client.request(method, path, json={"query": "x"} if method == "POST" else None)
             assert (reply.status_code, reply.json()["code"], reply.headers["Retry-After"]) == (503, "unavailable", "1")
-        path = f"/api/v1/runs/{request_id}/stream"
-        answer = raw.ask(stack.url("nginx"), "GET", path)
-        assert (answer.status, answer.header("content-type")) == (200, "text/event-stream")
-        parsed = sse.EventStream()
-        assert parsed.feed(answer.body) == []
-        assert parsed.retry_ms == 3000
+        for path in ("/chat", "/api/v1/agent/stream"):
+            assert raw.ask(stack.url("nginx"), "POST", path, body=b"{}").status == 503
+        run = f"/api/v1/runs/{request_id}/stream"
+        for path in (run, "/api/v1/stream?session_id=s", f"/api/v1/agent/stream/{request_id}", "/chat?prompt=x"):
+            answer = raw.ask(stack.url("nginx"), "GET", path)
+            assert (answer.status, answer.header("content-type")) == (200, "text/event-stream")
+            parsed = sse.EventStream()
+            assert parsed.feed(answer.body) == []
+            assert parsed.retry_ms == 3000
         connections = len(source.streams)
         while len(source.streams) == connections:
             await asyncio.sleep(0.02)
