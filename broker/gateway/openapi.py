@@ -78,7 +78,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "Stream broker",
             "version": __version__,
-            "description": "Runs of agents that outlive their connections. The native API's errors are problem documents.",
+            "description": "Runs of agents that outlive their connections. Native errors are problem documents.",
         },
         "paths": paths,
         "components": {
