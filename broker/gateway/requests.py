@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from broker.errors import BadCursor, BadRequest, Invalid, TooLarge, UnsupportedMediaType
@@ -16,6 +16,8 @@ from broker.ids import Cursor
 from broker.runs.record import Submission
 from broker.settings import Settings
 from broker.status import STATUSES
+
+Body = TypeVar("Body", bound=BaseModel)
 
 MAX_BODY = 256 * 1024
 MAX_WAIT_SECONDS = 60.0
@@ -26,25 +28,16 @@ _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.I
 
 
 async def submission(request: Request, settings: Settings) -> Submission:
-    body = await read_json(request)
-    if not isinstance(body, dict):
-        raise Invalid("The body must be a JSON object with at least a `query`.")
-    try:
-        parsed = SubmitBody.model_validate(body)
-    except ValidationError as error:
-        raise Invalid(_fields_text(error), errors=_fields(error)) from None
+    parsed = validated(SubmitBody, await read_json(request), needed="query")
     least = settings.least_unwatched_seconds
     if parsed.cancel_if_unwatched is not None and parsed.cancel_if_unwatched < least:
-        _refuse(
+        refuse(
             "cancel_if_unwatched",
             f"At least {least:g} seconds: a reader that is only reconnecting must have the time to come back.",
         )
-    agent = parsed.agent if parsed.agent is not None else settings.default_agent
-    if agent not in settings.agent_names:
-        _refuse("agent", f"Unknown agent; this service has: {', '.join(settings.agent_names)}.")
     return Submission(
         query=parsed.query,
-        agent=agent,
+        agent=known_agent(parsed.agent, settings),
         session_id=parsed.session_id,
         parameters=parsed.parameters,
         metadata=parsed.metadata,
@@ -52,23 +45,44 @@ async def submission(request: Request, settings: Settings) -> Submission:
     )
 
 
-def _refuse(field: str, message: str) -> NoReturn:
+def validated(model: type[Body], body: Any, *, needed: str) -> Body:
+    """`needed` is a field that every such body has. Raises Invalid."""
+    if not isinstance(body, dict):
+        raise Invalid(f"The body must be a JSON object with at least a `{needed}`.")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise Invalid(_fields_text(error), errors=_fields(error)) from None
+
+
+def known_agent(name: str | None, settings: Settings) -> str:
+    """The agent of that name, or the default one. Raises Invalid."""
+    if name is not None and name not in settings.agent_names:
+        refuse("agent", f"Unknown agent; this service has: {', '.join(settings.agent_names)}.")
+    return name if name is not None else settings.default_agent
+
+
+def refuse(field: str, message: str) -> NoReturn:
+    """Raises Invalid for a field of the body."""
     raise Invalid(f"{field}: {message}", errors=[{"field": field, "message": message}])
 
 
-async def read_json(request: Request) -> Any:
-    """The body, within limits. Raises BadRequest, TooLarge, UnsupportedMediaType."""
+async def read_json(request: Request, *, limit: int = MAX_BODY, also: str = "") -> Any:
+    """The body, of at most `limit` bytes; `also` is another media type under which JSON is taken.
+
+    Raises BadRequest, TooLarge, UnsupportedMediaType.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type not in ("application/json", also) or not media_type:
         raise UnsupportedMediaType("Send the body as JSON, with the header 'Content-Type: application/json'.")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY:
-        raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
+    if length.isdecimal() and int(length) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes.")
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MAX_BODY:
-            raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
+        if len(body) > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes.")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
