@@ -13,10 +13,7 @@ usable() {
         gcc) command -v gcc >/dev/null && printf '#include <stdio.h>\n#include <pthread.h>\n' | gcc -E - >/dev/null 2>&1 ;;
         # The clients need at least this; Debian 12 and Ubuntu 24.04 have an older one.
         node) command -v node >/dev/null && node --eval 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' ;;
-        clients)
-            local installed="$JAVASCRIPT/node_modules/.package-lock.json"
-            [ -e "$installed" ] && ! [ "$JAVASCRIPT/package-lock.json" -nt "$installed" ]
-            ;;
+        clients) cmp --quiet "$JAVASCRIPT/package-lock.json" "$JAVASCRIPT/node_modules/.installed" ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -79,7 +76,8 @@ install() (
 )
 
 install_clients() {
-    usable node && usable npm && (cd "$JAVASCRIPT" && npm ci --loglevel=error)
+    usable node && usable npm &&
+        (cd "$JAVASCRIPT" && npm ci --loglevel=error && cp package-lock.json node_modules/.installed)
 }
 
 absent=$(missing)

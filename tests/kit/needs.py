@@ -29,9 +29,9 @@ def needs_javascript() -> str:
     found = re.match(r"v(\d+)\.", version)
     if found is None or int(found[1]) < NODE:
         _missing(f"node is {version.strip()}, and {NODE} or later is needed")
-    installed, wanted = JAVASCRIPT / "node_modules" / ".package-lock.json", JAVASCRIPT / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
-        _missing(f"the packages of {JAVASCRIPT} are not installed: tests/setup.sh does that")
+    installed = JAVASCRIPT / "node_modules" / ".installed"
+    if not installed.exists() or installed.read_bytes() != (JAVASCRIPT / "package-lock.json").read_bytes():
+        _missing("tests/setup.sh has not installed the packages of tests/clients/js")
     return node
 
 
