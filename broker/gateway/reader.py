@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def chunk(data: bytes) -> bytes:
-    """`data` as one chunk of a chunked HTTP/1.1 body."""
+    """`data` as one chunk of a chunked HTTP/1.1 body; nothing for nothing, since an empty chunk is the body's end."""
+    if not data:
+        return b""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
