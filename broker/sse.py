@@ -11,6 +11,12 @@ def frame(event_type: str, data: str, event_id: str = "") -> bytes:
     return f"{head}event: {event_type}\ndata: {data}\n\n".encode("ascii")
 
 
+def unnamed(data: str, event_id: str = "") -> bytes:
+    """One event without a type of its own: `message` to an EventSource."""
+    head = f"id: {event_id}\n" if event_id else ""
+    return f"{head}data: {data}\n\n".encode("ascii")
+
+
 def comment(text: str) -> bytes:
     """A comment, without a blank line: several clients dispatch an empty event for `: ping` + blank line."""
     return f": {text}\n".encode("ascii")

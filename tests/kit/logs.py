@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import strategies as st
 
-from broker.events import Entry, dumps
+from broker.events import Entry, Event, Token, dumps
 from broker.ids import EventId
 
 REQUEST_ID = "ab" * 16
@@ -82,16 +84,38 @@ def surviving_text(log: list[Entry]) -> str:
     return "".join(json.loads(each.data)["text"] for each in kept if each.type == "token")
 
 
+def log_of(*attempts: Iterable[Event] | tuple[str, Iterable[Event]]) -> list[Entry]:
+    """Epochs 1, 2, … of these events. A later attempt resumes from 0-1, or from the id that is before its events."""
+    log = [start()]
+    for number, said in enumerate(attempts, start=1):
+        resume_from, events = said if isinstance(said, tuple) else ("0-1", said)
+        log.append(attempt(EventId(number, 1), resume_from, number, "started" if number == 1 else "worker_lost"))
+        log += [Entry(EventId(number, seq), event.type, event.json_data()) for seq, event in enumerate(events, start=2)]
+    return log
+
+
+def words(*texts: str) -> list[Event]:
+    return [Token(text=text) for text in texts]
+
+
 @st.composite
-def logs(draw: st.DrawFn, *, ended: bool | None = None) -> list[Entry]:
-    """`ended`: whether it has a terminal event; None is either."""
+def logs(draw: st.DrawFn, *, ended: bool | None = None, repeating: bool = False) -> list[Entry]:
+    """`ended`: whether it has a terminal event; None is either. `repeating`: later attempts often say again what the
+    earlier ones said, cut into other pieces."""
     log, epoch = [start()], 0
     attempts = draw(st.integers(0, 4))
     for number in range(1, attempts + 1):
         epoch += draw(st.integers(1, 1000))
         back = log[0].id if number == 1 else draw(st.sampled_from(_targets(log)))
+        before = surviving_text(log)
         log.append(attempt(EventId(epoch, 1), back, number, "started" if number == 1 else "worker_lost"))
-        for seq, (kind, data) in enumerate(draw(st.lists(_EVENTS, max_size=8)), 2):
+        unsaid = before[len(surviving_text(log)) :] if repeating else ""
+        for seq, (kind, made) in enumerate(draw(st.lists(_EVENTS, max_size=8)), 2):
+            data = made
+            if unsaid and kind == "token" and draw(st.sampled_from((True, True, True, False))):
+                length = draw(st.integers(1, len(unsaid)))
+                more = made["text"] if length == len(unsaid) else ""
+                data, unsaid = {"text": unsaid[:length] + more}, unsaid[length:]
             log.append(entry(EventId(epoch, seq), kind, **data))
     if ended or (ended is None and draw(st.booleans())):
         log += draw(_ends(log, attempts, epoch))
@@ -100,7 +124,7 @@ def logs(draw: st.DrawFn, *, ended: bool | None = None) -> list[Entry]:
 
 def _targets(log: list[Entry]) -> list[EventId]:
     """Where a rewind may go: anywhere, and into the middle of a text more often than that."""
-    pairs = zip(log, log[1:], strict=False)
+    pairs = pairwise(log)
     middles = [one.id for one, two in pairs if one.type == two.type and one.type in ("token", "reasoning")]
     return [each.id for each in log] + middles * 5
 

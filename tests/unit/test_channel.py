@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker.events import Entry
 from broker.gateway.channel import Channel, State, heartbeat_text
+from broker.gateway.dialects.agent.fold import Agent
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.reader import End, Reader, Slice, chunk
 from broker.gateway.view import RING_BYTES, RING_BYTES_MAX, SLICE_BYTES, View
@@ -144,6 +145,23 @@ def test_whoever_is_up_to_date_gets_each_batch_in_one_write() -> None:
     assert plain.sink.writes == [plain.sink.body]
     assert entries_of(parse(plain.sink.body)) == [token(5, 2), token(5, 3), token(5, 4)]
     assert framed.sink.writes == [chunk(plain.sink.body)]
+
+
+def test_an_entry_of_which_a_dialect_shows_nothing_is_no_end_of_the_body() -> None:
+    """An empty chunk would be one."""
+    channel = opened()
+    reader = Reader(channel.view(Agent("s")), Connection(chunked=True), BEGUN, None)
+    reader.view.join(reader)
+    assert channel.accept(BEGUN, [Entry(EventId(5, 2), "message", '{"text":"x"}')])
+    channel.flush()
+    reader.view.leave(reader)
+    reader.position = BEGUN
+    part = reader.view.after(BEGUN)
+    assert part is not None
+    reader.write(part)
+    assert isinstance(reader.sink, Connection)
+    assert reader.sink.body == b""
+    assert chunk(b"") == b""
 
 
 def test_each_id_form_has_its_own_frames() -> None:
