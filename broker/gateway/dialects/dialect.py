@@ -76,5 +76,11 @@ class Folded(NamedTuple):
 
 
 def step(dialect: Dialect, folded: Folded, entry: Entry) -> tuple[Folded, Sequence[Frame]]:
-    state, frames = dialect.step(folded.state, entry)
-    return Folded(state, frames[-1].position if frames else folded.seen), frames
+    state, seen = folded
+    state, frames = dialect.step(state, entry)
+    folded = _new(Folded, (state, frames[-1][0] if frames else seen))
+    return folded, frames
+
+
+_new: Any = tuple.__new__
+"""Half the time of a NamedTuple's own constructor: this is on the way of every event."""
