@@ -72,6 +72,19 @@ class RunNotFound(BrokerError):
     code = "run_not_found"
 
 
+# The run came to nothing; the same request starts another one.
+class RunFailed(BrokerError):
+    """The run failed."""
+
+    code = "run_failed"
+
+
+class RunCancelled(BrokerError):
+    """The run was cancelled."""
+
+    code = "cancelled"
+
+
 # Try again later; nothing was lost.
 class Unavailable(BrokerError):
     """Redis cannot be reached. Try again."""

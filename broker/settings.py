@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     dialects: CommaSeparated = Field(
         (), description="The dialects that are served, all by default: `name` or `name=/path`, …"
     )
+    query_token: bool = Field(
+        False, description="Whether the dialect `prompt` takes a token as `?access_token=`, which proxies may log."
+    )
     cors_origins: CommaSeparated = Field((), description="Origins of web pages that may call; none by default.")
 
     @field_validator("jwt_algorithms", "agents", "models", "tools", "dialects", "cors_origins", mode="before")

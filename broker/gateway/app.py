@@ -17,7 +17,7 @@ from starlette.routing import Route as StarletteRoute
 from broker.errors import BrokerError, Misconfigured
 from broker.gateway import openapi
 from broker.gateway.access import Access
-from broker.gateway.auth import Principal, make_authenticator
+from broker.gateway.auth import Principal, make_authenticator, with_query_token
 from broker.gateway.dialects import table
 from broker.gateway.front import Front
 from broker.gateway.hub import Hub
@@ -106,12 +106,21 @@ def _starlette_route(gateway: Gateway, path: str, methods: dict[str, Route]) -> 
     async def endpoint(request: Request) -> Any:
         route = methods["GET" if request.method == "HEAD" else request.method]
         try:
-            principal = _NOBODY if route.public else await gateway.authenticate(request.scope)
+            principal = await _principal(gateway, route, request)
             return await route.endpoint(request, principal)
         except BrokerError as error:
             return route.problem(error)
 
     return StarletteRoute(path, endpoint, methods=list(methods))
+
+
+async def _principal(gateway: Gateway, route: Route, request: Request) -> Principal:
+    if route.public:
+        return _NOBODY
+    scope = request.scope
+    if route.query_token and gateway.settings.query_token:
+        scope = with_query_token(scope)
+    return await gateway.authenticate(scope)
 
 
 def _cors(origins: tuple[str, ...]) -> Middleware:

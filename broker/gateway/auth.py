@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from jwt.exceptions import InvalidSubjectError
@@ -218,6 +218,17 @@ class LoopbackAuthenticator:
 
     async def close(self) -> None:
         pass
+
+
+def with_query_token(scope: Scope) -> Scope:
+    """The request as if its `?access_token=` had come in the header (RFC 6750, 2.3). Raises Unauthorized for both."""
+    tokens = parse_qs(scope["query_string"].decode("latin-1")).get("access_token", [])
+    if not tokens:
+        return scope
+    if len(tokens) > 1 or _values(scope, b"authorization"):
+        raise Unauthorized("Send one token only: in the Authorization header, or as access_token.")
+    header = (b"authorization", b"Bearer " + tokens[0].encode("utf-8", "replace"))
+    return {**scope, "headers": [*scope["headers"], header]}
 
 
 def _secret(settings: Settings) -> bytes:

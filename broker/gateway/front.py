@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
@@ -14,12 +15,15 @@ from broker.errors import Draining, RunNotFound, Unavailable
 from broker.events import Entry
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.dialects.dialect import Dialect
+from broker.gateway.dialects.dialect import Dialect, Folded, step
 from broker.gateway.routes import Asgi, Gateway
 from broker.gateway.stream import ComeAgain, StreamResponse
 from broker.ids import REQUEST_ID, START, EventId
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
+
+_FOLDED_AT_ONCE = 500
+"""Entries, before others get their turn."""
 
 
 class Front:
@@ -89,7 +93,7 @@ class Front:
             dialect,
             position=position,
             after=after,
-            seconds=self._seconds(principal),
+            seconds=self.seconds(principal),
         )
         return StreamResponse(
             self._hub,
@@ -103,8 +107,8 @@ class Front:
         """Instead of a 503, which closes an EventSource for good."""
         return ComeAgain(dialect, self.settings.send_timeout_seconds)
 
-    def _seconds(self, principal: Principal) -> float | None:
-        """How long a stream may be."""
+    def seconds(self, principal: Principal) -> float | None:
+        """How long an answer to this caller may take; None is for ever."""
         limits = [self.settings.max_stream_seconds]
         if principal.expires_at is not None:
             limits.append(max(principal.expires_at - time.time(), 0.0))
@@ -123,6 +127,18 @@ class Front:
         """Somebody reads the run: what `cancel_if_unwatched` counts from."""
         if head.cancel_if_unwatched and not head.finished:
             await self.runs.watched([request_id])
+
+    async def end(self, request_id: str, dialect: Dialect) -> Any:
+        """The position of the run's last frame, where nothing will ever follow it; else None. Raises RunNotFound."""
+        record = await self.runs.record(request_id)
+        if record.finished_at_ms is None and record.attempt < 2:
+            return None  # what ends before its run is what a later attempt has changed
+        folded = Folded(dialect.start, None)
+        for number, entry in enumerate(await self.runs.log(record)):
+            folded, _ = step(dialect, folded, entry)
+            if number % _FOLDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return folded.seen if dialect.ended(folded.state) else None
 
     async def log(self, request_id: str) -> tuple[Record, list[Entry]]:
         """The run and its log, both as of one moment. Raises RunNotFound."""

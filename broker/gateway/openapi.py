@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from broker import __version__
 from broker.gateway.api import Problem
 from broker.gateway.problems import MEDIA_TYPE
-from broker.gateway.routes import EVENT_STREAM, Route
+from broker.gateway.routes import EVENT_STREAM, Answer, Route
 from broker.status import STATUSES
 
 _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -40,7 +40,17 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "The runs of this user of your tenant, for a token with the scope `broker:tenant`; to others there are none.",
         {"type": "string"},
     ),
+    "prompt": ("query", "What the agent shall do.", {"type": "string", "minLength": 1}),
+    "agent": ("query", "One of the configured agents.", {"type": "string"}),
+    "session_id of a run": ("query", "Groups runs; made up when absent.", {"type": "string", "maxLength": 255}),
+    "parameters": ("query", "The agent's own parameters: a JSON object.", {"type": "string"}),
+    "access_token": (
+        "query",
+        "The token, for clients that can set no header; only where BROKER_QUERY_TOKEN allows it.",
+        {"type": "string"},
+    ),
 }
+"""By name, and what tells it from another of that name."""
 _DESCRIPTIONS = {
     200: "OK",
     202: "Accepted",
@@ -51,6 +61,7 @@ _DESCRIPTIONS = {
     403: "Not allowed here",
     404: "No such run, or not yours",
     405: "Wrong method",
+    409: "The run was cancelled",
     413: "The body is too large",
     415: "The body is not JSON",
     422: "A field is not acceptable",
@@ -64,7 +75,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     routes = list(routes)
     models: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
     for route in routes:
-        for model in (*route.answers.values(), route.body, route.problem_body):
+        answers = [each for answer in route.answers.values() for each in _choices(answer)]
+        for model in (*answers, route.body, route.problem_body):
             if isinstance(model, type):
                 models[model.__name__] = model
     _, definitions = models_json_schema(
@@ -98,7 +110,7 @@ def _operation(route: Route) -> dict[str, Any]:
             for name in re.findall(r"{(\w+)}", route.path)
         ]
         + [
-            {"name": name, "in": where, "required": False, "description": text, "schema": schema}
+            {"name": name.partition(" ")[0], "in": where, "required": False, "description": text, "schema": schema}
             for name, (where, text, schema) in ((name, _PARAMETERS[name]) for name in route.parameters)
         ],
         "responses": {str(status): _response(status, answer) for status, answer in _answers(route).items()},
@@ -110,7 +122,7 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
-def _answers(route: Route) -> dict[int, type[BaseModel] | str | None]:
+def _answers(route: Route) -> dict[int, Answer | tuple[Answer, ...]]:
     errors = []
     if not route.public:
         errors += [400, 401, 403, 503]
@@ -121,16 +133,21 @@ def _answers(route: Route) -> dict[int, type[BaseModel] | str | None]:
     return {**route.answers, 500: Problem, **dict.fromkeys(sorted(errors), route.problem_body)}
 
 
-def _response(status: int, answer: type[BaseModel] | str | None) -> dict[str, Any]:
+def _response(status: int, answer: Answer | tuple[Answer, ...]) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
-    if answer is Problem:
-        response["content"] = {MEDIA_TYPE: {"schema": _ref(Problem)}}
-    elif isinstance(answer, str):
-        schema = {"type": "object"} if answer == "json" else {"type": "string"}
-        response["content"] = {_MEDIA[answer]: {"schema": schema}}
-    elif answer is not None:
-        response["content"] = {"application/json": {"schema": _ref(answer)}}
-    return response
+    content = dict(_content(each) for each in _choices(answer) if each is not None)
+    return {**response, "content": content} if content else response
+
+
+def _choices(answer: Answer | tuple[Answer, ...]) -> tuple[Answer, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def _content(answer: type[BaseModel] | str) -> tuple[str, dict[str, Any]]:
+    """A media type, and what it has."""
+    if isinstance(answer, str):
+        return _MEDIA[answer], {"schema": {"type": "object"} if answer == "json" else {"type": "string"}}
+    return MEDIA_TYPE if answer is Problem else "application/json", {"schema": _ref(answer)}
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

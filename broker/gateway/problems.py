@@ -22,6 +22,7 @@ STATUS: dict[type[errors.BrokerError], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.RunNotFound: 404,
+    errors.RunCancelled: 409,
     errors.TooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.Invalid: 422,

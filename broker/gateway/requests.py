@@ -28,7 +28,11 @@ _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.I
 
 
 async def submission(request: Request, settings: Settings) -> Submission:
-    parsed = validated(SubmitBody, await read_json(request), needed="query")
+    return submission_of(validated(SubmitBody, await read_json(request), needed="query"), settings)
+
+
+def submission_of(parsed: SubmitBody, settings: Settings) -> Submission:
+    """Raises Invalid for what this service does not have, or cannot do."""
     least = settings.least_unwatched_seconds
     if parsed.cancel_if_unwatched is not None and parsed.cancel_if_unwatched < least:
         refuse(
@@ -83,15 +87,25 @@ async def read_json(request: Request, *, limit: int = MAX_BODY, also: str = "") 
         body += part
         if len(body) > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
+    return _parsed(bytes(body), "The body")
+
+
+def query_json(request: Request, name: str) -> Any:
+    """A parameter of the query string whose value is JSON; None where it is not sent. Raises BadRequest."""
+    text = request.query_params.get(name)
+    return None if text is None else _parsed(text.encode("utf-8"), f"`{name}`")
+
+
+def _parsed(text: bytes, what: str) -> Any:
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
-        raise BadRequest("The body is not UTF-8.") from None
+        raise BadRequest(f"{what} is not UTF-8.") from None
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadRequest(f"The body is not JSON{where}.") from None
+        raise BadRequest(f"{what} is not JSON{where}.") from None
     if _deeper_than(MAX_DEPTH, value):
-        raise BadRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")
+        raise BadRequest(f"{what} is nested deeper than {MAX_DEPTH} levels.")
     return value
 
 
@@ -136,11 +150,17 @@ def _fields_text(error: ValidationError) -> str:
 
 
 def cursor(request: Request) -> Cursor | None:
-    """`Last-Event-ID`, else `?last_event_id=`, else `?lastEventId=`; empty is none. Raises BadCursor."""
+    """Raises BadCursor."""
+    text = cursor_text(request)
+    return Cursor.parse(text) if text else None
+
+
+def cursor_text(request: Request) -> str:
+    """`Last-Event-ID`, else `?last_event_id=`, else `?lastEventId=`; empty is none."""
     text = request.headers.get("last-event-id")
     if text is None:
         text = request.query_params.get("last_event_id") or request.query_params.get("lastEventId")
-    return Cursor.parse(text) if text else None
+    return text or ""
 
 
 def run_cursor(request: Request, request_id: str) -> Cursor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -26,18 +26,24 @@ Endpoint = Callable[[Request, Principal], Awaitable[Asgi]]
 EVENT_STREAM = "text/event-stream"
 
 
+Answer = type[BaseModel] | str | None
+"""A model, EVENT_STREAM, "json", "text", "html", or None for no body."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One row of the table. `answers`: status -> model, EVENT_STREAM, "json", "text", "html", or None for no body."""
+    """One row of the table. `answers` are by status; several are what the request chooses from."""
 
     method: str
     path: str
     endpoint: Endpoint
     summary: str
-    answers: dict[int, type[BaseModel] | str | None]
+    answers: Mapping[int, Answer | tuple[Answer, ...]]
     body: type[BaseModel] | None = None
     parameters: tuple[str, ...] = ()
     public: bool = False
+    query_token: bool = False
+    """Whether `?access_token=` is taken too, where BROKER_QUERY_TOKEN allows it."""
     problem: Callable[[BrokerError], Response] = problem
     """How its clients are told of an error."""
     problem_body: type[BaseModel] | Literal["text"] = Problem

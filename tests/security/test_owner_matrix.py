@@ -82,6 +82,30 @@ ROWS: dict[tuple[str, str], Row] = {
         variants=(("?limit=1", ()), ("?limit=0", ()), ("?cursor={end}", ()), ("?cursor=x", ())),
     ),
     ("POST", "/api/v1/runs/{request_id}/cancel"): Row(kind="run", changes=True),
+    ("POST", "/chat"): Row(kind="own", body={"message": "mine"}),
+    ("POST", "/api/chat"): Row(kind="own", body={"message": "mine", "sessionId": "a-session", "userId": "owner"}),
+    ("GET", "/chat"): Row(
+        kind="own",
+        answers=(200, 400, 404, 422),
+        variants=(
+            ("?prompt=mine", ()),
+            ("?prompt=mine&session_id=a-session", ()),
+            ("?prompt=mine&access_token=nonsense", ()),
+            ("?prompt=mine&last_event_id=nonsense", ()),
+            ("?prompt=mine", (("Last-Event-ID", f"{'0' * 32}/0-1"),)),
+        ),
+    ),
+    ("POST", "/api/v1/agent/stream"): Row(kind="own", body={"message": "mine"}),
+    ("GET", "/api/v1/agent/stream/{request_id}"): Row(
+        kind="run",
+        answers=(200, 204, 400),
+        variants=(
+            ("?last_event_id=1", ()),
+            ("?lastEventId=nonsense", ()),
+            ("", (("Last-Event-ID", "1"),)),
+            ("", (("Last-Event-ID", "999999"),)),
+        ),
+    ),
 }
 
 
@@ -284,6 +308,19 @@ def test_what_is_about_ones_own_runs_needs_a_token_and_tells_nothing_of_others(
             assert reply.status in (row.answers if caller.known else (401,)), caller.name
             assert not any(request_id in reply.body for request_id in ids), caller.name
             assert b"pelican" not in reply.body
+
+
+def test_a_cursor_leads_nobody_to_a_foreign_run(stage: Stage, runs: dict[str, dict[str, Any]]) -> None:
+    """Where the run is in the cursor and not in the path."""
+    row = Row(kind="own")
+    for run in runs.values():
+        for caller in stage.strangers:
+            one, two = (
+                call(stage, caller, "GET", "/chat?prompt=mine", row, ("Last-Event-ID", f"{request_id}/0-1"))
+                for request_id in (run["request_id"], new_request_id())
+            )
+            assert comparable(one) == comparable(two), caller.name
+            assert one.status == (404 if caller.known else 401), caller.name
 
 
 def test_the_owner_finds_the_runs_in_the_list(stage: Stage, runs: dict[str, dict[str, Any]]) -> None:

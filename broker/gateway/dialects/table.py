@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from broker.errors import Misconfigured
 from broker.gateway import api
+from broker.gateway.dialects.agent import routes as agent
+from broker.gateway.dialects.chat import routes as chat
 from broker.gateway.dialects.native import routes as native
+from broker.gateway.dialects.prompt import routes as prompt
+from broker.gateway.dialects.session_chat import routes as session_chat
 from broker.gateway.front import Front
 from broker.gateway.routes import Route
 
@@ -21,6 +25,10 @@ class Mount(NamedTuple):
 NATIVE = "native"
 DIALECTS: dict[str, Mount] = {
     NATIVE: Mount(api.PREFIX, native.routes),
+    "chat": Mount("/chat", chat.routes),
+    "session_chat": Mount("/api/chat", session_chat.routes),
+    "agent": Mount(f"{api.PREFIX}/agent/stream", agent.routes),
+    "prompt": Mount("/chat", prompt.routes),
 }
 
 
