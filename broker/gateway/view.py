@@ -25,6 +25,7 @@ class View:
     """A channel in one dialect: each frame is encoded once, and shared by all readers."""
 
     __slots__ = (
+        "_before",
         "_data",
         "_folded",
         "_folds",
@@ -54,6 +55,8 @@ class View:
         self._folds: list[Folded] = []
         self._size = 0
         self._unsent: list[bytes] = []
+        self._before = (channel.end, self._folded)
+        """Where the live readers are while something is unsent."""
         self._live_chunked: dict[Reader, Callable[[bytes], None]] = {}
         self._live_plain: list[Reader] = []
 
@@ -76,19 +79,23 @@ class View:
             self._live_plain.append(reader)
 
     def leave(self, reader: Reader) -> None:
-        """The reader goes on by itself from where the channel is now."""
+        """The reader goes on by itself from what it has got."""
         if self._live_chunked.pop(reader, None) is None:
             if reader not in self._live_plain:
                 return
             self._live_plain.remove(reader)
-        assert self._folded is not None
-        reader.position, reader.folded = self.channel.end, self._folded
+        # Unsent: a write of another run has just filled the connection that the two share.
+        position, folded = self._before if self._unsent else (self.channel.end, self._folded)
+        assert folded is not None
+        reader.position, reader.folded = position, folded
 
     def extend(self, entries: Sequence[Entry]) -> None:
         dialect, folded, size = self.dialect, self._folded, 0
         if folded is None:
             self.base = entries[-1].id
             return
+        if not self._unsent:
+            self._before = (self._ids[-1] if self._ids else self.base, folded)
         for entry in entries:
             folded, frames = step(dialect, folded, entry)
             data = frames[0].data if len(frames) == 1 else b"".join(frame.data for frame in frames)

@@ -225,6 +225,23 @@ def test_a_reader_that_stops_within_a_write_is_the_only_one_that_does() -> None:
         assert n % 3 or reader.position == EventId(5, 2)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_reader_that_stops_before_a_write_has_what_was_written_and_finds_the_rest(chunked: bool) -> None:
+    """What came is accepted for every run before it is written to any reader, and a connection may have several."""
+    channel = opened()
+    reader = reader_of(channel, chunked=chunked)
+    channel.accept(EventId(5, 1), [token(5, 2)])
+    channel.flush()
+    sent = body_of(reader)
+    for seq in (3, 5):
+        channel.accept(EventId(5, seq - 1), [token(5, seq), token(5, seq + 1)])
+    reader.paused()
+    channel.flush()
+    assert body_of(reader) == sent
+    assert reader.position == EventId(5, 2)
+    assert ring_of(reader.view, reader.position) == [token(5, seq) for seq in range(3, 7)]
+
+
 def test_the_first_ending_stands() -> None:
     reader = reader_of(opened())
     reader.cut()
