@@ -72,6 +72,11 @@ class Follower:
         if part is not None:
             reader.write(part)
             return
+        async with reader.turn:
+            if reader.ending is None and not reader.sink.paused:
+                await self._read_page(reader)
+
+    async def _read_page(self, reader: Reader) -> None:
         try:
             page = await self._pages.after(reader.view, reader.position, reader.folded)
         except Damaged:

@@ -17,7 +17,7 @@ from broker.gateway import api, requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.dialect import Dialect, Folded, step
 from broker.gateway.routes import Asgi, Gateway
-from broker.gateway.stream import ComeAgain, StreamResponse
+from broker.gateway.stream import ComeAgain, RunResponse
 from broker.ids import REQUEST_ID, START, EventId
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
@@ -32,7 +32,7 @@ class Front:
     def __init__(self, gateway: Gateway) -> None:
         self.settings = gateway.settings
         self.runs = gateway.runs
-        self._hub = gateway.hub
+        self.hub = gateway.hub
 
     async def submit(
         self, request: Request, principal: Principal, submission: Submission, *, repeated: bool = False
@@ -42,7 +42,7 @@ class Front:
         Raises Draining, and what Runs.submit does.
         """
         key = requests.idempotency_key(request)
-        if self._hub.cutting:
+        if self.hub.cutting:
             raise Draining
         repeated = repeated or requests.is_repeat(request)
         return await self.runs.submit(principal.owner, submission, idempotency_key=key, repeated=repeated)
@@ -79,7 +79,7 @@ class Front:
         When that cannot be now, clients of the kind of EventSource shall `come_again`; for others raises Unavailable.
         """
         try:
-            if self._hub.cutting:
+            if self.hub.cutting:
                 raise Draining
             await self.watched(request_id, head)
         except Unavailable:
@@ -87,7 +87,7 @@ class Front:
                 raise
             return self.come_again(dialect)
         open_reader = partial(
-            self._hub.open,
+            self.hub.open,
             request_id,
             head,
             dialect,
@@ -95,8 +95,8 @@ class Front:
             after=after,
             seconds=self.seconds(principal),
         )
-        return StreamResponse(
-            self._hub,
+        return RunResponse(
+            self.hub,
             dialect,
             open_reader,
             send_timeout=self.settings.send_timeout_seconds,
@@ -121,7 +121,7 @@ class Front:
         with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
             await self.watched(request_id, head)
         if seconds and not head.finished:
-            await self._hub.wait_end(request_id, head, seconds, partial(_left, request))
+            await self.hub.wait_end(request_id, head, seconds, partial(_left, request))
 
     async def watched(self, request_id: str, head: Head) -> None:
         """Somebody reads the run: what `cancel_if_unwatched` counts from."""

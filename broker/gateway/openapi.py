@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from broker import __version__
 from broker.gateway.api import Problem
+from broker.gateway.composite import MAX_RUNS
 from broker.gateway.problems import MEDIA_TYPE
 from broker.gateway.routes import EVENT_STREAM, Answer, Route
 from broker.status import STATUSES
@@ -30,6 +31,11 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "limit": ("query", "Rows in a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
     "cursor": ("query", "`next` of the page before.", {"type": "string"}),
     "session_id": ("query", "Only the runs of this session.", {"type": "string"}),
+    "run": (
+        "query",
+        f"A run; repeated for each, at most {MAX_RUNS}. Either these, or `session_id`.",
+        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_RUNS},
+    ),
     "status": (
         "query",
         "Only the runs that have it now. A page may then be short, or empty, and have a `next`.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
@@ -33,7 +34,7 @@ class Sink(Protocol):
         """Takes all of its data; may call the reader's `paused()` before it returns."""
 
     def attach(self, reader: Reader) -> None:
-        """From now on the reader hears what happens to the connection."""
+        """From now on the reader hears what happens to its connection."""
 
     @property
     def paused(self) -> bool: ...
@@ -85,18 +86,43 @@ class Slice(NamedTuple):
     marks: Marks | None = None
 
 
-class Reader:
+class Sleeper:
+    """What sleeps until it is woken."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def sleep(self, seconds: float | None = None) -> asyncio.Future[None]:
+        """To be awaited: until woken, or for `seconds`. No coroutine, since an idle stream consists of this."""
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        if seconds is not None:
+            timer = loop.call_later(seconds, self.wake)
+            waiter.add_done_callback(lambda _: timer.cancel())
+        return waiter
+
+
+_NO_TURN = contextlib.nullcontext()
+
+
+class Reader(Sleeper):
     """One client's place in a run: a cursor, and a connection."""
 
     __slots__ = (
         "_ending",
-        "_waiter",
         "after",
         "cut_at",
         "folded",
         "lost",
         "position",
         "sink",
+        "turn",
         "verified",
         "view",
         "waiting",
@@ -105,6 +131,7 @@ class Reader:
     def __init__(self, view: View, sink: Sink, position: EventId, cut_at: float | None, *, after: Any = None) -> None:
         """`position` is where reading begins: where the fold can. A client that is further than this has the frames up
         to the position `after`."""
+        super().__init__()
         self.view = view
         self.sink = sink
         self.position = position
@@ -119,8 +146,9 @@ class Reader:
         """For the repair of a log that ends below the client's cursor."""
         self.cut_at = cut_at
         """When the stream is cut, by the event loop's clock."""
+        self.turn: contextlib.AbstractAsyncContextManager[object] = _NO_TURN
+        """To be held with a page of the log, where several readers share a connection."""
         self._ending: End | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def ending(self) -> End | None:
@@ -177,16 +205,3 @@ class Reader:
             self._ending = ending
             self.view.leave(self)
             self.wake()
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def sleep(self, seconds: float | None = None) -> asyncio.Future[None]:
-        """To be awaited: until woken, or for `seconds`. No coroutine, since an idle stream consists of this."""
-        loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
-        if seconds is not None:
-            timer = loop.call_later(seconds, self.wake)
-            waiter.add_done_callback(lambda _: timer.cancel())
-        return waiter

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from broker.gateway.reader import Reader, Sink, chunk
+from broker.gateway.reader import Sink, chunk
 
 EXTENSION = "broker.connection"
 """The key in an ASGI scope's `extensions` under which our server offers the connection itself."""
@@ -21,8 +21,26 @@ class Connection(Protocol):
     sink: TransportSink | None
 
 
+class Listener(Protocol):
+    """What reads through a connection: a Reader, or several of them."""
+
+    def paused(self) -> None:
+        """The connection takes no more for now."""
+
+    def wake(self) -> None:
+        """It takes more."""
+
+    def closed(self) -> None:
+        """The client is gone."""
+
+    def sleep(self) -> asyncio.Future[None]:
+        """To be awaited: until woken."""
+
+
 class StreamSink(Sink, Protocol):
     """A Sink that belongs to a connection."""
+
+    def attach(self, reader: Listener) -> None: ...
 
     async def cut(self, last_words: bytes) -> None:
         """Ends the connection without the last chunk, so that no client takes this for the end of the run."""
@@ -42,12 +60,12 @@ class TransportSink:
         self._connection = connection
         self._receive = receive
         self._timeout = send_timeout
-        self._reader: Reader | None = None
+        self._reader: Listener | None = None
         self.paused = False
         self._lost = connection.transport.is_closing()
         connection.sink = self
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: Listener) -> None:
         self._reader = reader
         if self._lost:
             reader.closed()
@@ -109,10 +127,10 @@ class SendSink:
         self._send = send
         self._timeout = send_timeout
         self._pending: list[bytes] = []
-        self._reader: Reader | None = None
+        self._reader: Listener | None = None
         self._listener = asyncio.create_task(self._listen(receive))
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: Listener) -> None:
         self._reader = reader
         if self._listener.done():
             reader.closed()

@@ -34,23 +34,13 @@ def retry_ms() -> int:
 
 
 class StreamResponse:
-    """An ASGI application that streams one run, in one dialect."""
+    """An ASGI application that streams."""
 
-    __slots__ = ("_headers", "_open_reader", "_send_timeout", "dialect", "hub")
+    __slots__ = ("_headers", "_send_timeout", "dialect", "hub")
 
-    def __init__(
-        self,
-        hub: Hub,
-        dialect: Dialect,
-        open_reader: Callable[[StreamSink], Awaitable[Reader]],
-        *,
-        send_timeout: float,
-        headers: dict[str, str],
-    ) -> None:
-        """`open_reader` is hub.open, but for the sink."""
+    def __init__(self, hub: Hub, dialect: Dialect, *, send_timeout: float, headers: dict[str, str]) -> None:
         self.hub = hub
         self.dialect = dialect
-        self._open_reader = open_reader
         self._send_timeout = send_timeout
         self._headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
@@ -61,6 +51,7 @@ class StreamResponse:
             await send({"type": "http.response.body", "body": b""})
             return
         await send({"type": "http.response.body", "body": self.dialect.opening(retry_ms()), "more_body": True})
+        del self._headers
         scope[STREAM] = self
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,14 +59,7 @@ class StreamResponse:
         _forget_request(scope)
         sink = open_sink(scope, receive, send, self._send_timeout)
         try:
-            end = End.CUT
-            reader = await self._open(sink)
-            if reader is not None:
-                self.dialect = reader.view.dialect  # one for all readers, instead of one for each
-                try:
-                    end = await self.hub.follow(reader)
-                finally:
-                    self.hub.close_reader(reader)
+            end = await self.follow(sink)
             if end is End.CUT:
                 await sink.cut(self.dialect.closing(retry_ms()))
         finally:
@@ -87,6 +71,39 @@ class StreamResponse:
             except TimeoutError:
                 sink.abort()
 
+    async def follow(self, sink: StreamSink) -> End:
+        """Writes all that there is to write."""
+        raise NotImplementedError
+
+
+class RunResponse(StreamResponse):
+    """Streams one run, in one dialect."""
+
+    __slots__ = ("_open_reader",)
+
+    def __init__(
+        self,
+        hub: Hub,
+        dialect: Dialect,
+        open_reader: Callable[[StreamSink], Awaitable[Reader]],
+        *,
+        send_timeout: float,
+        headers: dict[str, str],
+    ) -> None:
+        """`open_reader` is hub.open, but for the sink."""
+        super().__init__(hub, dialect, send_timeout=send_timeout, headers=headers)
+        self._open_reader = open_reader
+
+    async def follow(self, sink: StreamSink) -> End:
+        reader = await self._open(sink)
+        if reader is None:
+            return End.CUT
+        self.dialect = reader.view.dialect  # one for all readers, instead of one for each
+        try:
+            return await self.hub.follow(reader)
+        finally:
+            self.hub.close_reader(reader)
+
     async def _open(self, sink: StreamSink) -> Reader | None:
         """None where the client must come again: the run cannot be watched now, or went a moment ago."""
         try:
@@ -94,7 +111,7 @@ class StreamResponse:
         except (Unavailable, RunNotFound):
             return None
         finally:
-            del self._open_reader, self._headers
+            del self._open_reader
 
 
 def _forget_request(scope: Scope) -> None:

@@ -159,6 +159,15 @@ class Runs:
         with unavailable():
             return parse_head(await _hmget(self._redis, request_id, HEAD_FIELDS))
 
+    async def heads(self, request_ids: Sequence[str]) -> list[Head | None]:
+        if not request_ids:
+            return []
+        with unavailable():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for request_id in request_ids:
+                    pipe.hmget(keys.run(request_id), HEAD_FIELDS)
+                return [parse_head(row) for row in await pipe.execute()]
+
     async def record(self, request_id: str) -> Record:
         """Raises RunNotFound."""
         with unavailable():
@@ -209,6 +218,13 @@ class Runs:
                 return Page([record for _, record in fitting], _list_cursor(*found[size - 1]))
         following = _list_cursor(*fitting[limit - 1][0]) if len(fitting) > limit else None
         return Page([record for _, record in fitting[:limit]], following)
+
+    async def session_above(
+        self, owner: Owner, session_id: str, time_ms: int, *, limit: int
+    ) -> tuple[list[tuple[str, int]], bool, int]:
+        """The session's first (request_id, submitted at) after a time, whether they are all, and Redis' time."""
+        with unavailable():
+            return await index.above(self._redis, keys.session_of(owner, session_id), time_ms, limit)
 
     def no_page(self, cursor: str | None) -> Page:
         """The page of an owner who has no runs. Raises BadRequest as `page` does."""

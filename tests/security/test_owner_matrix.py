@@ -22,12 +22,15 @@ from tests.kit.http import Client, token
 from tests.kit.processes import wait_for
 
 Kind = Literal["public", "own", "run"]
-"""public: for everyone, without a token. own: for every user, about what is his. run: about the run in its path."""
+"""public: for everyone, without a token. own: for every user, about what is his. run: about the run in its path, or in
+its `query`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     kind: Kind
+    query: str = ""
+    """What every call of it has."""
     body: dict[str, Any] | None = None
     variants: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     """More ways to call it: a query string and headers; `{rid}` and `{end}` are the run's."""
@@ -105,6 +108,12 @@ ROWS: dict[tuple[str, str], Row] = {
             ("", (("Last-Event-ID", "1"),)),
             ("", (("Last-Event-ID", "999999"),)),
         ),
+    ),
+    ("GET", "/api/v1/stream"): Row(
+        kind="run",
+        query="?run={rid}",
+        answers=(200, 400),
+        variants=(("&run={rid}", ()), ("&session_id=a-session", ()), ("&last_event_id=0-1", ())),
     ),
 }
 
@@ -224,14 +233,14 @@ def ways(path: str, row: Row, run: dict[str, Any]) -> Iterator[tuple[str, tuple[
         return text
 
     for query, headers in (("", ()), *row.variants):
-        yield fill(path + query), tuple((name, fill(value)) for name, value in headers)
+        yield fill(path + row.query + query), tuple((name, fill(value)) for name, value in headers)
 
 
 def test_every_route_of_the_service_has_a_row_here(stage: Stage) -> None:
     documented = routes(stage.url)
     assert set(documented) == set(ROWS)
     for (method, path), row in ROWS.items():
-        assert (row.kind == "run") == ("{request_id}" in path), f"{method} {path}"
+        assert (row.kind == "run") == ("{request_id}" in path or "{rid}" in row.query), f"{method} {path}"
         assert (row.kind == "public") == (documented[method, path].get("security") == []), f"{method} {path}"
 
 
@@ -292,8 +301,10 @@ def test_what_cannot_be_a_run_answers_as_a_missing_one(
     stage: Stage, method: str, path: str, row: Row, run_id: str
 ) -> None:
     for caller in (stage.owner, *stage.strangers[:1]):
-        one = call(stage, caller, method, path.replace("{request_id}", run_id), row)
-        two = call(stage, caller, method, path.replace("{request_id}", new_request_id()), row)
+        one, two = (
+            call(stage, caller, method, (path + row.query).replace("{request_id}", name).replace("{rid}", name), row)
+            for name in (run_id, new_request_id())
+        )
         assert comparable(one) == comparable(two)
 
 
@@ -321,6 +332,13 @@ def test_a_cursor_leads_nobody_to_a_foreign_run(stage: Stage, runs: dict[str, di
             )
             assert comparable(one) == comparable(two), caller.name
             assert one.status == (404 if caller.known else 401), caller.name
+
+
+def test_a_session_is_streamed_to_those_who_are_known_only(stage: Stage) -> None:
+    """To these it is their own, and never ends."""
+    for caller in stage.strangers:
+        reply = call(stage, caller, "HEAD", "/api/v1/stream?session_id=a-session", Row(kind="own"))
+        assert reply.status == (200 if caller.known else 401), caller.name
 
 
 def test_the_owner_finds_the_runs_in_the_list(stage: Stage, runs: dict[str, dict[str, Any]]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from broker import sse
 from broker.events import Attempt, Entry, Error
+from broker.gateway.composite import GONE
 from broker.gateway.dialects.dialect import Frame
 from broker.ids import START
 
 _new: Any = tuple.__new__
 """Half the time of a NamedTuple's own constructor."""
+_GONE = Error(code="gone", message="This run no longer exists.").json_data()
 _LOST = Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data()
 
 
@@ -23,7 +26,7 @@ class Native:
 
     def __init__(self, request_id: str, *, long_ids: bool) -> None:
         """`long_ids`: cursors of the form `<request_id>/<event id>`."""
-        self.key = ("native", long_ids)
+        self.key: Hashable = ("native", long_ids)
         self._prefix = f"{request_id}/" if long_ids else ""
 
     def step(self, state: None, entry: Entry) -> tuple[None, tuple[Frame]]:
@@ -43,7 +46,7 @@ class Native:
 
     def gone(self) -> bytes:
         """Without an id: it is not an event of the log, and the client's cursor stays."""
-        return sse.frame("error", Error(code="gone", message="This run no longer exists.").json_data())
+        return sse.frame("error", _GONE)
 
     def lost(self) -> bytes:
         """Start again (PROTOCOL 6.5). Its id is the cursor that means so."""
@@ -51,3 +54,19 @@ class Native:
 
     def closing(self, retry_ms: int) -> bytes:
         return sse.retry(retry_ms)
+
+
+class NativeOfMany(Native):
+    """One of the runs of a connection that has several: what is said of it names it, and `gone` has an id as well."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(request_id, long_ids=True)
+        self.key = ("native", "of many")
+        self._request_id = request_id
+
+    def heartbeat(self, text: str) -> bytes:
+        return sse.comment(f"{self._request_id} {text}")
+
+    def gone(self) -> bytes:
+        """The cursor says that the client knows, so that it is not told again."""
+        return sse.frame("error", _GONE, f"{self._request_id}/{GONE}")

@@ -1,0 +1,185 @@
+"""Many runs over one connection: GET /api/v1/stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.errors import BadCursor, BadRequest, Draining, RunNotFound, Unavailable
+from broker.gateway import api, requests
+from broker.gateway.auth import Principal
+from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.dialects.native.fold import Native, NativeOfMany
+from broker.gateway.dialects.native.sources import Listed, OfSession, Source
+from broker.gateway.front import Front, sees
+from broker.gateway.hub import Hub
+from broker.gateway.joint import Joint, Part
+from broker.gateway.reader import End
+from broker.gateway.routes import EVENT_STREAM, Asgi, Route
+from broker.gateway.sinks import StreamSink
+from broker.gateway.stream import StreamResponse
+from broker.ids import REQUEST_ID, START
+from broker.runs.record import Head
+
+_DIALECT = Native("", long_ids=True)
+"""What begins and ends a connection."""
+
+
+class ManyRuns:
+    """The endpoint."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET",
+                path=f"{api.PREFIX}/stream",
+                endpoint=self.stream,
+                summary="Stream many runs over one connection: those that are listed, or those of a session",
+                answers={200: EVENT_STREAM, 204: None, 404: api.Problem},
+                parameters=("run", "session_id", "Last-Event-ID", "last_event_id", "lastEventId"),
+            )
+        ]
+
+    async def stream(self, request: Request, principal: Principal) -> Asgi:
+        names, session_id = _wanted(request)
+        try:
+            if session_id is None:
+                return await self._listed(names, _listed_cursor(request, names), principal)
+            return await self._session(session_id, _session_cursor(request), principal)
+        except Unavailable:
+            return self._front.come_again(_DIALECT)
+
+    async def _listed(self, names: Collection[str], cursor: Composite, principal: Principal) -> Asgi:
+        """A run that is not there, or foreign, is refused; but one that the client has a part of is told to be gone."""
+        if not all(REQUEST_ID.fullmatch(name) for name in names):
+            raise RunNotFound
+        told = [name for name, at in cursor.places.items() if at is None]
+        heads = await self._heads([name for name in names if name not in told], principal)
+        missing = [name for name in names if name not in heads and name not in told]
+        if not cursor.places.keys() >= set(missing):
+            raise RunNotFound
+        if not missing and all(head.finished and cursor.places.get(name) == head.end for name, head in heads.items()):
+            return Response(status_code=204)
+        return await self._stream(Listed(cursor, heads, missing), principal)
+
+    async def _session(self, session_id: str, cursor: Composite, principal: Principal) -> Asgi:
+        begun = [name for name, at in cursor.places.items() if at is not None]
+        heads = {
+            name: head
+            for name, head in (await self._heads(begun, principal)).items()
+            if head.owner == principal.owner and head.session_id == session_id
+        }
+        source = OfSession(
+            cursor,
+            heads,
+            [name for name in begun if name not in heads],
+            runs=self._front.runs,
+            watched=self._front.watched,
+            owner=principal.owner,
+            session_id=session_id,
+            heartbeat_seconds=self._front.settings.heartbeat_seconds,
+        )
+        return await self._stream(source, principal)
+
+    async def _heads(self, names: Collection[str], principal: Principal) -> dict[str, Head]:
+        """Of the runs that the caller may see."""
+        found = zip(names, await self._front.runs.heads([*names]), strict=True)
+        return {name: head for name, head in found if head is not None and sees(principal, head)}
+
+    async def _stream(self, source: Source, principal: Principal) -> Asgi:
+        if self._front.hub.cutting:
+            raise Draining
+        await self._watched(source.heads)
+        return ManyResponse(
+            self._front.hub,
+            source,
+            seconds=self._front.seconds(principal),
+            send_timeout=self._front.settings.send_timeout_seconds,
+        )
+
+    async def _watched(self, heads: Mapping[str, Head]) -> None:
+        for request_id, head in heads.items():
+            await self._front.watched(request_id, head)
+
+
+class ManyResponse(StreamResponse):
+    """An ASGI application that streams many runs, in the native dialect."""
+
+    __slots__ = ("_seconds", "_source")
+
+    def __init__(self, hub: Hub, source: Source, *, seconds: float | None, send_timeout: float) -> None:
+        """Cut after `seconds`."""
+        super().__init__(hub, Native("", long_ids=True), send_timeout=send_timeout, headers={})
+        self._source = source
+        self._seconds = seconds
+
+    async def follow(self, sink: StreamSink) -> End:
+        loop = asyncio.get_running_loop()
+        cut_at = None if self._seconds is None else loop.time() + self._seconds
+        source, hub = self._source, self.hub
+        joint = Joint(source.progress, session=source.session)
+
+        async def serve(part: Part) -> End:
+            request_id, dialect = part.request_id, NativeOfMany(part.request_id)
+            try:
+                reader = await hub.open(
+                    request_id,
+                    source.heads.pop(request_id),
+                    dialect,
+                    part,
+                    position=source.progress.places.get(request_id) or START,
+                    seconds=None if cut_at is None else max(cut_at - loop.time(), 0.0),
+                )
+            except RunNotFound:
+                part.write(dialect.gone())
+                return End.FINISHED
+            except Unavailable:
+                return End.CUT
+            try:
+                return await hub.follow(reader)
+            finally:
+                hub.close_reader(reader)
+
+        async def more() -> float | None:
+            if hub.cutting or (cut_at is not None and loop.time() >= cut_at):
+                joint.cut()
+            return await source.more(joint)
+
+        return await joint.follow(sink, serve, more)
+
+
+def _wanted(request: Request) -> tuple[list[str], str | None]:
+    """What a stream of many runs is of: (`?run=…&run=…`, None) or ([], `?session_id=`). Raises BadRequest."""
+    names = list(dict.fromkeys(request.query_params.getlist("run")))
+    session_id = request.query_params.get("session_id")
+    if (session_id is None) != bool(names):
+        raise BadRequest("Name the runs, `?run=…&run=…`, or a session, `?session_id=…`: one of the two.")
+    if session_id is not None and not 0 < len(session_id) <= api.MAX_SESSION_ID:
+        raise BadRequest(f"`session_id` has 1 to {api.MAX_SESSION_ID} characters.")
+    if len(names) > MAX_RUNS:
+        raise BadRequest(f"A stream has at most {MAX_RUNS} runs.")
+    return names, session_id
+
+
+def _listed_cursor(request: Request, names: Collection[str]) -> Composite:
+    """Of a stream of these runs. Raises BadCursor."""
+    text = requests.cursor_text(request)
+    found = Composite.parse(text) if text else Composite({})
+    if found.floor is not None or not found.places.keys() <= set(names):
+        raise BadCursor("This cursor belongs to another stream: it names what `run` does not.")
+    return found
+
+
+def _session_cursor(request: Request) -> Composite:
+    """Of a stream of a session. Raises BadCursor."""
+    text = requests.cursor_text(request)
+    found = Composite.parse(text) if text else Composite({}, 0)
+    if found.floor is None:
+        raise BadCursor("This cursor belongs to another stream: a session's ends with a number.")
+    return found

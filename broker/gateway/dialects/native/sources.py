@@ -1,0 +1,133 @@
+"""Which runs a stream of many is of: those that a request lists, or those of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from broker import sse
+from broker.errors import Unavailable
+from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.dialects.native.fold import NativeOfMany
+from broker.gateway.joint import Joint
+from broker.gateway.session import Progress
+from broker.ids import Owner
+from broker.runs.record import Head
+from broker.runs.store import Runs
+
+LOOK_SECONDS = 1.0
+"""How often a session's index is asked for new runs, at most."""
+BEAT_SHARE = 0.75
+_LOOK_ROWS = 2 * MAX_RUNS
+
+Watched = Callable[[str, Head], Awaitable[None]]
+"""Says that somebody reads a run. Raises Unavailable."""
+
+
+class Source(Protocol):
+    """Which runs a stream is of."""
+
+    progress: Progress
+    heads: dict[str, Head]
+    """Of the runs that are begun next."""
+
+    @property
+    def session(self) -> bool: ...
+
+    async def more(self, joint: Joint) -> float | None:
+        """Begins runs. Seconds until it is to be asked again; None: there are no more."""
+
+
+class Listed:
+    """The runs that a request lists. `missing` are some that the client has a part of, and that are not there."""
+
+    session = False
+
+    def __init__(self, cursor: Composite, heads: Mapping[str, Head], missing: list[str]) -> None:
+        self.progress = Progress(cursor)
+        self.heads = dict(heads)
+        self._missing = missing
+
+    async def more(self, joint: Joint) -> None:
+        for request_id in self._missing:
+            _tell_gone(joint, request_id)
+        for request_id in self.heads:
+            joint.begin(request_id)
+
+
+class OfSession:
+    """A session's runs: at first those that the client has a part of, then one by one those of the index."""
+
+    session = True
+
+    def __init__(
+        self,
+        cursor: Composite,
+        heads: Mapping[str, Head],
+        missing: list[str],
+        *,
+        runs: Runs,
+        watched: Watched,
+        owner: Owner,
+        session_id: str,
+        heartbeat_seconds: float,
+    ) -> None:
+        self.progress = Progress(cursor)
+        self.heads = dict(heads)
+        self._missing = missing
+        self._runs = runs
+        self._watched = watched
+        self._owner = owner
+        self._session_id = session_id
+        self._heartbeat = BEAT_SHARE * heartbeat_seconds
+        self._pause = min(LOOK_SECONDS, heartbeat_seconds / 8)
+        self._beat_at = 0.0
+
+    async def more(self, joint: Joint) -> float:
+        for request_id in self._missing:
+            _tell_gone(joint, request_id)
+        self._missing = []
+        for request_id in [*self.heads]:
+            joint.begin(request_id)
+        with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
+            await self._look(joint)
+        self._beat(joint)
+        return self._pause
+
+    async def _look(self, joint: Joint) -> None:
+        progress = self.progress
+        rows, complete, now_ms = await self._runs.session_above(
+            self._owner, self._session_id, progress.floor, limit=_LOOK_ROWS
+        )
+        fresh = progress.look(rows, complete=complete, now_ms=now_ms)
+        joint.forget_places()
+        for request_id, head in zip(fresh, await self._runs.heads(fresh), strict=True):
+            if head is not None:
+                await self._begin(joint, request_id, head)
+            elif progress.never_came(request_id, now_ms):
+                progress.over(request_id)
+
+    async def _begin(self, joint: Joint, request_id: str, head: Head) -> None:
+        try:
+            await self._watched(request_id, head)
+        except Unavailable:
+            joint.cut()
+            return
+        self.heads[request_id] = head
+        joint.begin(request_id)
+
+    def _beat(self, joint: Joint) -> None:
+        """Runs that are under way beat by themselves."""
+        now = asyncio.get_running_loop().time()
+        if joint.busy:
+            self._beat_at = now + self._heartbeat
+        elif now >= self._beat_at and not joint.sink.paused:
+            joint.write_bytes(sse.comment("heartbeat"))
+            self._beat_at = now + self._heartbeat
+
+
+def _tell_gone(joint: Joint, request_id: str) -> None:
+    joint.write(request_id, NativeOfMany(request_id).gone())
+    joint.progress.over(request_id)

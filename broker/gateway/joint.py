@@ -1,0 +1,203 @@
+"""Several runs over one connection: each has a reader of its own, as if it were alone, and its place in every id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from broker.gateway.composite import GONE
+from broker.gateway.reader import End, Reader, Sleeper, chunk
+from broker.gateway.session import Progress
+from broker.gateway.sinks import StreamSink
+from broker.ids import Cursor
+
+Serve = Callable[["Part"], Awaitable[End]]
+"""Opens a reader that writes to the part, and follows it to its end."""
+
+
+class Joint(Sleeper):
+    """To the connection it is the one reader; to the readers of the runs its parts are the connections.
+
+    A frame comes from a run's view with the id `<request_id>/<event id>`, encoded once for all; behind it go the places
+    of the other runs. Where a write of one run fills the connection, the readers of all of them leave it.
+    """
+
+    def __init__(self, progress: Progress, *, session: bool) -> None:
+        """`session`: ids end with the floor."""
+        super().__init__()
+        self.progress = progress
+        self.sink: StreamSink
+        self.turn = asyncio.Lock()
+        """Held with a page of a log: a connection that is stuck shall hold one, and not one for each of its runs."""
+        self.ending: End | None = None
+        self._session = session
+        self._parts: dict[str, Part] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup
+        self._texts = {name: _text(name, str(at or GONE)) for name, at in progress.places.items()}
+        """The places of the cursor, as they stand in it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any run is under way."""
+        return bool(self._parts)
+
+    # -- runs ------------------------------------------------------------------------------------------------
+
+    async def follow(self, sink: StreamSink, serve: Serve, more: Callable[[], Awaitable[float | None]]) -> End:
+        """Writes the runs until all have ended, the client goes, or the stream is cut.
+
+        `more` begins runs, and says in how many seconds it is to be asked again; None: those that it has begun are all.
+        """
+        self.sink = sink
+        self._serve = serve
+        sink.attach(self)
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                try:
+                    await self._run(more)
+                finally:
+                    self._end_parts()
+        finally:
+            del self._serve, self._group
+        return self.ending or End.FINISHED
+
+    async def _run(self, more: Callable[[], Awaitable[float | None]]) -> None:
+        loop = asyncio.get_running_loop()
+        pause = await more()
+        again_at = None if pause is None else loop.time() + pause
+        while self.ending is None and (self._tasks or again_at is not None):
+            if self.sink.paused:
+                await self.sink.drain()
+                if not self.sink.paused:
+                    self._wake_parts()
+                continue
+            left = None if again_at is None else again_at - loop.time()
+            if left is None or left > 0:
+                await self.sleep(left)
+                continue
+            pause = await more()
+            again_at = None if pause is None else loop.time() + pause
+
+    def begin(self, request_id: str) -> None:
+        """The run is served from where the client stands in it."""
+        self.progress.begin(request_id)
+        part = self._parts[request_id] = Part(self, request_id)
+        self._tasks[request_id] = self._group.create_task(self._follow_part(part))
+
+    async def _follow_part(self, part: Part) -> None:
+        try:
+            end = await self._serve(part)
+        finally:
+            del self._parts[part.request_id], self._tasks[part.request_id]
+        if end is End.FINISHED:
+            self.progress.over(part.request_id)
+        else:
+            self._stop(end)
+        super().wake()
+
+    def _end_parts(self) -> None:
+        for request_id, part in self._parts.items():
+            if part.reader is None:
+                self._tasks[request_id].cancel()
+            elif self.ending is End.CUT:
+                part.reader.cut()
+            else:
+                part.reader.closed()
+
+    # -- what is written -------------------------------------------------------------------------------------
+
+    def write(self, request_id: str, data: bytes) -> None:
+        """Whole frames of one run, or a comment."""
+        if data.startswith(b":"):
+            self.write_bytes(data)
+            return
+        others = [text for name, text in self._texts.items() if name != request_id]
+        if self._session:
+            others.append(b"%d" % self.progress.floor)
+        tail = b"".join(b"," + text for text in others)
+        pieces: list[bytes] = []
+        line = b""
+        for frame in data.split(b"\n\n")[:-1]:
+            line, _, rest = frame.partition(b"\n")
+            pieces += (line, tail, b"\n", rest, b"\n\n")
+        self._stands(request_id, line.removeprefix(b"id: "))
+        self.write_bytes(b"".join(pieces))
+
+    def write_bytes(self, data: bytes) -> None:
+        self.sink.write(chunk(data) if self.sink.chunked else data)
+
+    def _stands(self, request_id: str, text: bytes) -> None:
+        self._texts[request_id] = text
+        gone = text.endswith(GONE.encode())
+        self.progress.stands(request_id, None if gone else Cursor.parse(text.decode("ascii")).event_id)
+
+    def forget_places(self) -> None:
+        """Those that are not in the cursor any more."""
+        for request_id in [*self._texts]:
+            if request_id not in self.progress.places:
+                del self._texts[request_id]
+
+    # -- what happens to the connection ----------------------------------------------------------------------
+
+    def paused(self) -> None:
+        for reader in self._readers():
+            reader.paused()
+        super().wake()
+
+    def wake(self) -> None:
+        self._wake_parts()
+        super().wake()
+
+    def closed(self) -> None:
+        self._stop(End.CLOSED)
+
+    def cut(self) -> None:
+        self._stop(End.CUT)
+
+    def _stop(self, ending: End) -> None:
+        if self.ending is None:
+            self.ending = ending
+            super().wake()
+
+    def _wake_parts(self) -> None:
+        for reader in self._readers():
+            reader.wake()
+
+    def _readers(self) -> list[Reader]:
+        return [part.reader for part in self._parts.values() if part.reader is not None]
+
+
+class Part:
+    """What one run's reader writes to."""
+
+    __slots__ = ("_joint", "reader", "request_id")
+    chunked = False
+
+    def __init__(self, joint: Joint, request_id: str) -> None:
+        self.request_id = request_id
+        self.reader: Reader | None = None
+        self._joint = joint
+
+    def attach(self, reader: Reader) -> None:
+        self.reader = reader
+        reader.turn = self._joint.turn
+
+    @property
+    def paused(self) -> bool:
+        return self._joint.sink.paused
+
+    def write(self, data: bytes) -> None:
+        self._joint.write(self.request_id, data)
+
+    async def drain(self) -> None:
+        """The joint wakes its readers when the connection takes more, or is gone."""
+        assert self.reader is not None
+        await self.reader.sleep()
+
+    def abort(self) -> None:
+        self._joint.sink.abort()
+
+
+def _text(request_id: str, at: str) -> bytes:
+    return f"{request_id}/{at}".encode("ascii")

@@ -1,0 +1,87 @@
+"""The cursor of many runs: one spelling, short enough for a header, and that of one run is its long form."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.errors import BadCursor
+from broker.gateway.composite import MAX_RUNS, Composite
+from broker.ids import Cursor, EventId
+
+RID = "0123456789abcdef" * 2
+OTHER = "fedcba9876543210" * 2
+NUMBER = st.integers(0, 10**16 - 1)
+REQUEST_IDS = st.text("0123456789abcdef", min_size=32, max_size=32)
+PLACES = st.dictionaries(REQUEST_IDS, st.none() | st.builds(EventId, NUMBER, NUMBER), min_size=1, max_size=MAX_RUNS)
+COMPOSITES = st.builds(Composite, PLACES, st.none() | NUMBER)
+
+
+@given(COMPOSITES)
+def test_a_cursor_reads_as_it_was_written_and_keeps_its_order(composite: Composite) -> None:
+    read = Composite.parse(str(composite))
+    assert read == composite
+    assert list(read.places) == list(composite.places)
+    assert str(read).isascii() and str(read).isprintable() and " " not in str(read)
+
+
+def test_the_longest_cursor_leaves_room_in_a_header_and_beside_the_runs_in_a_url() -> None:
+    largest = EventId(10**16 - 1, 10**16 - 1)
+    names = [f"{n:032x}" for n in range(MAX_RUNS)]
+    cursor = str(Composite(dict.fromkeys(names, largest), 10**16 - 1))
+    assert len(cursor) <= 4096
+    listed = "".join(f"run={name}&" for name in names)
+    assert len(f"GET /api/v1/stream?{listed}last_event_id={cursor.replace('/', '%2F').replace(',', '%2C')}") < 8192
+
+
+@given(REQUEST_IDS, st.builds(EventId, NUMBER, NUMBER))
+def test_the_cursor_of_one_run_is_its_long_form(request_id: str, at: EventId) -> None:
+    text = str(Composite({request_id: at}))
+    assert Cursor.parse(text) == Cursor(at, request_id)
+    assert Composite.parse(f"{request_id}/{at}") == Composite({request_id: at})
+
+
+def test_a_floor_alone_is_a_cursor_of_a_session() -> None:
+    assert Composite.parse("1763668800000") == Composite({}, 1763668800000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "1-2",
+        "abc",
+        f"{RID}",
+        f"{RID}/",
+        f"{RID}/1",
+        f"{RID}/1-2,",
+        f",{RID}/1-2",
+        f"{RID}/1-2,,{OTHER}/1-2",
+        f"{RID}/1-2, {OTHER}/1-2",
+        f"{RID}/1-2;{OTHER}/1-2",
+        f"{RID}/1-2,3-4",
+        f"{RID}/1-2,{RID}/1-3",
+        f"{RID}/gone,{RID}/1-3",
+        f"{RID}/GONE",
+        "gone",
+        "/gone",
+        f"{RID}/1-2,12,{OTHER}/1-2",
+        f"{RID}/1-2,12,13",
+        f"{RID}/1-2,012",
+        f"{RID}/1-2,-1",
+        f"{RID}/1-2,1_0",
+        f"{RID}/1-2,\u0661",
+        f"{RID}/1-2,12345678901234567",
+        f"{RID.upper()}/1-2",
+        f"{RID}/01-2",
+        ",".join(f"{n:032x}/1-2" for n in range(MAX_RUNS + 1)),
+        ",".join(f"{n:032x}/1-2" for n in range(MAX_RUNS + 1)) + ",7",
+        "," * 100_000,
+    ],
+    ids=lambda text: ascii(text)[:80],
+)
+def test_everything_else_is_refused(text: str) -> None:
+    with pytest.raises(BadCursor):
+        Composite.parse(text)
