@@ -25,6 +25,8 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "The same key within the retention time is the same run.",
         {"type": "string", "minLength": 1, "maxLength": 255},
     ),
+    "stream": ("query", "`true`: as a stream of events.", {"type": "boolean"}),
+    "starting_after": ("query", "In a stream, leave out events up to this sequence number.", {"type": "integer"}),
     "wait": ("query", "Hold the answer until the run ends, at most this many seconds.", {"type": "number"}),
     "Prefer": ("header", "`wait=N` does the same.", {"type": "string"}),
     "If-None-Match": ("header", "Answer 304 while nothing has changed.", {"type": "string"}),

@@ -44,13 +44,18 @@ def problem_bytes(status: int, code: str, title: str, detail: str, fields: list[
 def problem(error: errors.BrokerError) -> Response:
     """The response for one of our errors."""
     status = status_of(error)
+    body = problem_bytes(status, error.code, HTTPStatus(status).phrase, error.detail, error.errors)
+    return Response(body, status, error_headers(status), MEDIA_TYPE)
+
+
+def error_headers(status: int) -> dict[str, str]:
+    """What an error of this status says beside its body, in whatever shape that is."""
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="stream-broker"'
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"
-    body = problem_bytes(status, error.code, HTTPStatus(status).phrase, error.detail, error.errors)
-    return Response(body, status, headers, MEDIA_TYPE)
+    return headers
 
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}

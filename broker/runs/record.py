@@ -150,6 +150,34 @@ def parse_record(request_id: str, values: list[bytes | None]) -> Record | None:
     )
 
 
+QUESTION_FIELDS = ["status", "query", "agent", "parameters", "metadata", "created_at"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a run was asked: nothing of it ever changes."""
+
+    query: str
+    agent: str
+    parameters: dict[str, Any]
+    metadata: dict[str, Any]
+    created_at_ms: int
+
+
+def parse_question(values: list[bytes | None]) -> Question | None:
+    """From HMGET of QUESTION_FIELDS; None for a run that is missing or erased."""
+    status, query, agent, parameters, metadata, created_at = (v.decode("ascii") if v else "" for v in values)
+    if status in ("", "erased"):
+        return None
+    return Question(
+        query=json.loads(query),
+        agent=json.loads(agent),
+        parameters=json.loads(parameters),
+        metadata=json.loads(metadata),
+        created_at_ms=int(created_at),
+    )
+
+
 def parse_rewinds(text: str) -> tuple[Rewind, ...]:
     """`<id>:<resume_from> <id>:<resume_from> …`"""
     pairs = (item.split(":") for item in text.split())

@@ -25,7 +25,19 @@ from broker.runs.connections import is_away, unavailable
 from broker.runs.leases import Leases
 from broker.runs.primaries import Primaries
 from broker.runs.queue import Queue
-from broker.runs.record import HEAD_FIELDS, LIVE, RECORD_FIELDS, Head, Record, Submission, parse_head, parse_record
+from broker.runs.record import (
+    HEAD_FIELDS,
+    LIVE,
+    QUESTION_FIELDS,
+    RECORD_FIELDS,
+    Head,
+    Question,
+    Record,
+    Submission,
+    parse_head,
+    parse_question,
+    parse_record,
+)
 from broker.runs.scripts import Answer, IdempotencyClaim, Scripts, claim_key
 from broker.settings import Settings
 
@@ -175,6 +187,14 @@ class Runs:
         if record is None:
             raise RunNotFound
         return record
+
+    async def question(self, request_id: str) -> Question:
+        """Raises RunNotFound."""
+        with unavailable():
+            question = parse_question(await _hmget(self._redis, request_id, QUESTION_FIELDS))
+        if question is None:
+            raise RunNotFound
+        return question
 
     async def outcome(self, record: Record) -> Outcome:
         """What the run has come to so far."""

@@ -66,7 +66,7 @@ def test_each_operation_has_its_name_its_parameters_and_its_security(document: d
         assert (operation.get("security") == []) is public, path
 
 
-def test_each_error_of_each_operation_is_a_problem_document(document: dict[str, Any]) -> None:
+def test_each_error_of_each_operation_is_a_problem_document_but_for_openais(document: dict[str, Any]) -> None:
     for method, path, operation in operations(document):
         answers = operation["responses"]
         errors = {status for status in answers if status >= "400"}
@@ -78,9 +78,10 @@ def test_each_error_of_each_operation_is_a_problem_document(document: dict[str, 
         if "requestBody" in operation:
             assert {"413", "415", "422"} <= errors
         for status in errors:
-            [media_type] = answers[status]["content"]
-            assert media_type == "application/problem+json"
-            assert answers[status]["content"][media_type]["schema"] == {"$ref": "#/components/schemas/Problem"}
+            [(media_type, content)] = answers[status]["content"].items()
+            name = "ErrorBody" if path.startswith("/v1/") and status != "500" else "Problem"
+            assert content["schema"] == {"$ref": f"#/components/schemas/{name}"}
+            assert media_type == ("application/problem+json" if name == "Problem" else "application/json")
         assert all(answer["description"] for answer in answers.values())
 
 
@@ -89,7 +90,7 @@ def test_every_documented_path_is_there(service: Service, document: dict[str, An
     for method, path, _ in operations(document):
         reply = raw.ask(service.gateways[0].url, method, path.replace("{request_id}", "0" * 32), auth)
         assert reply.status not in (405, 500), f"{method} {path}"
-        assert reply.status != 404 or reply.json["code"] == "run_not_found", f"{method} {path}"
+        assert reply.status != 404 or b'"run_not_found"' in reply.body, f"{method} {path}"
 
 
 def test_a_body_that_the_document_allows_is_accepted_and_one_that_it_forbids_is_not(

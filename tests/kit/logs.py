@@ -106,7 +106,7 @@ def logs(draw: st.DrawFn, *, ended: bool | None = None, repeating: bool = False)
     attempts = draw(st.integers(0, 4))
     for number in range(1, attempts + 1):
         epoch += draw(st.integers(1, 1000))
-        back = log[0].id if number == 1 else draw(st.sampled_from(_targets(log)))
+        back = log[0].id if number == 1 else draw(st.sampled_from(draw(_targets(log))))
         before = surviving_text(log)
         log.append(attempt(EventId(epoch, 1), back, number, "started" if number == 1 else "worker_lost"))
         unsaid = before[len(surviving_text(log)) :] if repeating else ""
@@ -122,11 +122,10 @@ def logs(draw: st.DrawFn, *, ended: bool | None = None, repeating: bool = False)
     return log
 
 
-def _targets(log: list[Entry]) -> list[EventId]:
-    """Where a rewind may go: anywhere, and into the middle of a text more often than that."""
-    pairs = pairwise(log)
-    middles = [one.id for one, two in pairs if one.type == two.type and one.type in ("token", "reasoning")]
-    return [each.id for each in log] + middles * 5
+def _targets(log: list[Entry]) -> st.SearchStrategy[list[EventId]]:
+    """Where a rewind may go: anywhere, or into the middle of a text."""
+    middles = [one.id for one, two in pairwise(log) if one.type == two.type and one.type in ("token", "reasoning")]
+    return st.sampled_from([[each.id for each in log], *([middles] if middles else [])])
 
 
 @st.composite

@@ -38,6 +38,8 @@ class Row:
     """Whether the owner's call changes the run, so that each needs one of its own."""
     answers: tuple[int, ...] = (200,)
     """To whom it serves."""
+    problem: str = "application/problem+json"
+    """The media type of its errors."""
 
 
 CURSORS = (
@@ -115,6 +117,22 @@ ROWS: dict[tuple[str, str], Row] = {
         answers=(200, 400),
         variants=(("&run={rid}", ()), ("&session_id=a-session", ()), ("&last_event_id=0-1", ())),
     ),
+    ("POST", "/v1/responses"): Row(kind="own", body={"model": "echo", "input": "mine"}, problem="application/json"),
+    ("GET", "/v1/models"): Row(kind="own", problem="application/json"),
+    ("GET", "/v1/responses/{request_id}"): Row(
+        kind="run",
+        answers=(200, 400),
+        problem="application/json",
+        variants=(
+            ("?stream=true", ()),
+            ("?stream=true&starting_after=3", ()),
+            ("?stream=true&starting_after=nonsense", ()),
+            *((query.replace("?", "?stream=true&"), headers) for query, headers in CURSORS),
+        ),
+    ),
+    ("GET", "/v1/responses/{request_id}/input_items"): Row(kind="run", problem="application/json"),
+    ("POST", "/v1/responses/{request_id}/cancel"): Row(kind="run", changes=True, problem="application/json"),
+    ("DELETE", "/v1/responses/{request_id}"): Row(kind="run", changes=True, problem="application/json"),
 }
 
 
@@ -260,7 +278,7 @@ def test_a_foreign_run_answers_as_a_missing_one(
             for reply in (one, two):
                 assert foreign["request_id"] not in str(reply.headers), "not even in X-Request-Id"
                 assert len(reply.header("x-request-id") or "") == 32
-                assert reply.header("content-type") == "application/problem+json"
+                assert reply.header("content-type") == row.problem
     with Client(stage.url, None, headers=dict(stage.owner.headers)) as client:
         assert client.run(foreign["request_id"]) == foreign, "somebody has touched it"
 
@@ -270,8 +288,7 @@ def test_an_erased_run_answers_as_a_missing_one_to_its_owner_too(
     stage: Stage, method: str, path: str, row: Row
 ) -> None:
     run = stage.submit("finished")
-    [erase] = [(method, path) for (method, path), row in ROWS.items() if method == "DELETE"]
-    assert call(stage, stage.owner, erase[0], f"/api/v1/runs/{run['request_id']}", ROWS[erase]).status == 204
+    assert call(stage, stage.owner, "DELETE", f"/api/v1/runs/{run['request_id']}", Row(kind="run")).status == 204
     missing = {**run, "request_id": new_request_id()}
     for caller in (stage.owner, stage.overseer, *stage.strangers):
         asked = zip(ways(path, row, run), ways(path, row, missing), strict=True)

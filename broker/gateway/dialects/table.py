@@ -10,6 +10,7 @@ from broker.gateway import api
 from broker.gateway.dialects.agent import routes as agent
 from broker.gateway.dialects.chat import routes as chat
 from broker.gateway.dialects.native import routes as native
+from broker.gateway.dialects.openai import routes as openai
 from broker.gateway.dialects.prompt import routes as prompt
 from broker.gateway.dialects.session_chat import routes as session_chat
 from broker.gateway.front import Front
@@ -29,6 +30,7 @@ DIALECTS: dict[str, Mount] = {
     "session_chat": Mount("/api/chat", session_chat.routes),
     "agent": Mount(f"{api.PREFIX}/agent/stream", agent.routes),
     "prompt": Mount("/chat", prompt.routes),
+    "openai": Mount("/v1", openai.routes),
 }
 
 

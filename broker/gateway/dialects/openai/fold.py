@@ -80,6 +80,10 @@ class Responses:
         """The response object as it is now: at the end, the one of the last event."""
         return self._printer.json(state.status, map(items.json, items.surviving(state.newest)), state.end)
 
+    def call_id(self, event_id: EventId) -> str:
+        """Of the call that the event tells of."""
+        return self._id("call", event_id)
+
     def opening(self, retry_ms: int) -> bytes:
         return sse.retry(retry_ms)
 
@@ -161,7 +165,7 @@ class Responses:
         data = json.loads(entry.data)
         call = Call(
             agents_id=data["id"],
-            id=self._id("call", entry.id),
+            id=self.call_id(entry.id),
             name=dumps(data["tool"]),
             arguments=dumps(_as_text(data.get("args"), otherwise="{}")),
         )
@@ -265,13 +269,14 @@ def _frames(sequence: int, events: Sequence[Event], at: EventId) -> list[Frame]:
 
 
 def position_of(dialect: Responses, entries: Iterable[Entry], event_id: EventId) -> int:
-    """The sequence number of the last frame that a client has who has seen the event; -1 where it has none."""
+    """The sequence number of the last frame that a client has who has seen the event; -1 where the log has it not, as
+    then nobody knows what the client has seen."""
     state = dialect.start
     for entry in entries:
-        if entry.id > event_id:
-            break
         state, _ = dialect.step(state, entry)
-    return state.sequence - 1
+        if entry.id == event_id:
+            return state.sequence - 1
+    return -1
 
 
 def _text(data: str) -> str:
