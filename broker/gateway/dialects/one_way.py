@@ -23,7 +23,7 @@ class OneWay(ABC):
     key: ClassVar[Hashable]
     asides: ClassVar[Asides]
     seekable = False
-    exact = False
+    exact = True
     start: Any = Told()
 
     @abstractmethod

@@ -20,7 +20,6 @@ class Prompt(OneWay):
     """One run. Each id names it, so that a client that asks again never starts a second one."""
 
     key = "prompt"
-    exact = True
     asides: ClassVar[Asides] = {
         # A client that is cut before the first word asks again, and shall already have an id.
         "start": lambda data: {"token": ""},
