@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     query_token: bool = Field(
         False, description="Whether the dialect `prompt` takes a token as `?access_token=`, which proxies may log."
     )
+    aisdk_reset_step: bool = Field(
+        False, description="`aisdk` takes text back with `reset-step`, which only ai 7.0.70 and later know."
+    )
     cors_origins: CommaSeparated = Field((), description="Origins of web pages that may call; none by default.")
 
     @field_validator("jwt_algorithms", "agents", "models", "tools", "dialects", "cors_origins", mode="before")

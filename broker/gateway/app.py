@@ -129,6 +129,16 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
-        expose_headers=["Content-Location", "ETag", "Location", "Preference-Applied", "Retry-After", "X-Request-Id"],
+        expose_headers=[
+            "Content-Location",
+            "ETag",
+            "Location",
+            "Preference-Applied",
+            "Retry-After",
+            "X-Request-Id",
+            "x-vercel-ai-ui-message-stream",
+            "x-workflow-run-id",
+            "x-workflow-stream-tail-index",
+        ],
         max_age=600,
     )

@@ -196,7 +196,8 @@ class LoopbackAuthenticator:
     """BROKER_AUTH=none: everyone is one owner, except web pages, which can reach loopback too.
 
     `Host` stops a page whose name was rebound to 127.0.0.1; `Origin`, `Sec-Fetch-Site` and the content types of forms
-    stop one that just sends requests here. Programs send neither `Origin` nor `Sec-Fetch-Site`.
+    stop one that just sends requests here. Programs send neither `Origin` nor `Sec-Fetch-Site`. Who sends an `Origin`
+    that may call may send any content type: AI SDK's WorkflowChatTransport sends its JSON as text/plain.
     """
 
     def __init__(self, cors_origins: Iterable[str] = ()) -> None:
@@ -210,7 +211,7 @@ class LoopbackAuthenticator:
             raise Forbidden("Web pages of this origin may not call. BROKER_CORS_ORIGINS lists those that may.")
         if not origins and "cross-site" in _values(scope, b"sec-fetch-site"):
             raise Forbidden("Web pages of other sites may not call.")
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        if not origins and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             types = [value.partition(";")[0].strip().lower() for value in _values(scope, b"content-type")]
             if any(name in _SENT_WITHOUT_PREFLIGHT for name in types):
                 raise Forbidden("Forms may not call: the Content-Type must be application/json.")

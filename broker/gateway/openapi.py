@@ -27,6 +27,11 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "stream": ("query", "`true`: as a stream of events.", {"type": "boolean"}),
     "starting_after": ("query", "In a stream, leave out events up to this sequence number.", {"type": "integer"}),
+    "startIndex": (
+        "query",
+        "Continue after so many chunks; a negative number counts from the end.",
+        {"type": "integer"},
+    ),
     "wait": ("query", "Hold the answer until the run ends, at most this many seconds.", {"type": "number"}),
     "Prefer": ("header", "`wait=N` does the same.", {"type": "string"}),
     "If-None-Match": ("header", "Answer 304 while nothing has changed.", {"type": "string"}),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from broker import sse
@@ -31,6 +32,11 @@ RETRY_MS = (1000, int(LONGEST_RETRY_SECONDS * 1000))
 
 def retry_ms() -> int:
     return random.randint(*RETRY_MS)
+
+
+def event_stream(body: bytes, headers: Mapping[str, str]) -> Response:
+    """A stream that is all there."""
+    return Response(body, 200, {**{name.decode(): value.decode() for name, value in HEADERS}, **headers})
 
 
 class StreamResponse:

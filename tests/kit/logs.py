@@ -32,6 +32,8 @@ _HOSTILE = (
 TEXTS = st.lists(st.one_of(st.sampled_from(_HOSTILE), st.text(max_size=4)), max_size=3).map("".join)
 _NAMES = st.one_of(st.sampled_from(("a", "b")), TEXTS)
 """Few, so that calls and results find each other."""
+_STAGES = st.sampled_from(("discovered", "analyzed"))
+_LINKS: st.SearchStrategy[dict[str, Any]] = st.builds(dict, url=st.one_of(TEXTS, st.just("https://a.example")))
 _VALUES = st.one_of(st.none(), TEXTS, st.dictionaries(TEXTS, TEXTS, max_size=2), st.lists(st.integers(), max_size=2))
 
 _TOLD: st.SearchStrategy[dict[str, Any]] = st.builds(dict, text=st.one_of(st.sampled_from("abc"), TEXTS))
@@ -47,7 +49,10 @@ _EVENTS = st.one_of(
     st.tuples(
         st.just("sources"),
         st.builds(
-            dict, stage=st.just("discovered"), count=st.just(1), items=st.lists(st.builds(dict, url=TEXTS), max_size=2)
+            dict,
+            stage=st.sampled_from(("discovered", "analyzed")),
+            count=st.just(1),
+            items=st.lists(_LINKS, max_size=2),
         ),
     ),
 )

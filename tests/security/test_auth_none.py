@@ -170,6 +170,13 @@ async def test_what_a_form_can_send_without_a_preflight_is_forbidden(method: str
         )
 
 
+@pytest.mark.parametrize("origin", ["http://localhost", INVITED])
+async def test_a_page_that_may_call_may_name_its_json_as_it_likes(origin: str) -> None:
+    """Its origin is known; without one it could be a form of any page."""
+    headers = [("Host", "localhost"), ("Origin", origin), ("Content-Type", "text/plain;charset=UTF-8")]
+    assert await call(*headers, method="POST") == LOCAL
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 async def test_methods_without_effects_may_have_any_content_type(method: str) -> None:
     assert await call(("Host", "localhost"), ("Content-Type", "text/plain"), method=method) == LOCAL

@@ -100,6 +100,18 @@ ROWS: dict[tuple[str, str], Row] = {
             ("?prompt=mine", (("Last-Event-ID", f"{'0' * 32}/0-1"),)),
         ),
     ),
+    ("POST", "/ai/chat"): Row(
+        kind="own",
+        body={
+            "id": "a-session",
+            "trigger": "submit-message",
+            "messages": [{"id": "q", "role": "user", "parts": [{"type": "text", "text": "mine"}]}],
+        },
+    ),
+    ("GET", "/ai/chat/{chat_id}/stream"): Row(
+        kind="own", answers=(200, 204), variants=(("?startIndex=0", ()), ("?startIndex=-3", ()), ("?startIndex=9", ()))
+    ),
+    ("POST", "/ai/chat/{chat_id}/stop"): Row(kind="own", answers=(204,)),
     ("POST", "/api/v1/agent/stream"): Row(kind="own", body={"message": "mine"}),
     ("GET", "/api/v1/agent/stream/{request_id}"): Row(
         kind="run",
@@ -417,6 +429,39 @@ def test_a_submit_cannot_reach_a_foreign_run_by_its_name_or_its_key(stage: Stage
         reply = call(stage, caller, "POST", "/api/v1/query", row, key)
         assert reply.status in (200, 202)
         assert reply.json["request_id"] != request_id, caller.name
+
+
+def test_a_foreign_chat_and_a_foreign_run_are_as_a_chat_in_which_nothing_runs(
+    stage: Stage, runs: dict[str, dict[str, Any]]
+) -> None:
+    """A chat's name leads to one's own session of that name, or to a run that one may see."""
+    row, ways_in = Row(kind="own"), ("", "?startIndex=0", "?startIndex=2", "?startIndex=-1")
+    theirs = [f"s-{run['request_id']}" for run in runs.values()] + [run["request_id"] for run in runs.values()]
+    for caller in stage.strangers:
+        for chat in ("a-session", *theirs):
+            asked = [("GET", f"/stream{way}") for way in ways_in] + [("POST", "/stop")]
+            for method, rest in asked:
+                one = call(stage, caller, method, f"/ai/chat/{chat}{rest}", row)
+                two = call(stage, caller, method, f"/ai/chat/{new_request_id()}{rest}", row)
+                assert comparable(one) == comparable(two), (caller.name, chat, rest)
+                assert one.status in ((200, 204) if caller.known else (401,)), (caller.name, chat, rest)
+    with Client(stage.url, None, headers=dict(stage.owner.headers)) as client:
+        assert client.run(runs["running"]["request_id"]) == runs["running"], "somebody has stopped it"
+
+
+def test_a_chat_goes_on_for_its_owner_and_a_run_for_who_sees_the_whole_tenant(
+    stage: Stage, runs: dict[str, dict[str, Any]]
+) -> None:
+    """The counterpart of what the others do not find."""
+    finished = runs["finished"]["request_id"]
+    for caller, chat, found in (
+        (stage.owner, finished, True),
+        (stage.overseer, finished, True),
+        (stage.owner, new_request_id(), False),
+    ):
+        reply = call(stage, caller, "GET", f"/ai/chat/{chat}/stream?startIndex=0", Row(kind="own"))
+        assert (reply.header("x-workflow-run-id") == chat) is found
+        assert (b'"messageId"' in reply.body) is found
 
 
 @pytest.mark.parametrize(("method", "path", "row"), of_kind("public"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from broker.errors import Misconfigured
 from broker.gateway import api
 from broker.gateway.dialects.agent import routes as agent
+from broker.gateway.dialects.aisdk import routes as aisdk
 from broker.gateway.dialects.chat import routes as chat
 from broker.gateway.dialects.native import routes as native
 from broker.gateway.dialects.openai import routes as openai
@@ -31,6 +32,7 @@ DIALECTS: dict[str, Mount] = {
     "agent": Mount(f"{api.PREFIX}/agent/stream", agent.routes),
     "prompt": Mount("/chat", prompt.routes),
     "openai": Mount("/v1", openai.routes),
+    "aisdk": Mount("/ai/chat", aisdk.routes),
 }
 
 
