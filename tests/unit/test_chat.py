@@ -18,6 +18,7 @@ from tests.kit.waiting import until
 from worker import Checkpoint, Run, Turn, tool
 from worker.agent import MAX_EVENT_BYTES
 from worker.agents import chat as chat_module
+from worker.agents import states as states_module
 from worker.agents.chat import CALLS_AT_ONCE, make_chat
 from worker.agents.joiner import FREELY
 from worker.models.model import Call, End, Message, ModelError, Options, Piece, Text, Thought, ToolSpec, Usage
@@ -215,7 +216,7 @@ async def test_a_conversation_that_is_too_large_for_a_checkpoint_goes_on_without
         written.append(len(dumps(value)))
         return dumps(value)
 
-    monkeypatch.setattr(chat_module, "dumps", counted)
+    monkeypatch.setattr(states_module, "dumps", counted)
     rounds: list[list[Piece]] = [[count(str(n), 20_000), end("tool_calls")] for n in range(3)]
     rounds.append([*(count(str(n), 20_000) for n in range(3, 6)), end("tool_calls")])
     items = await bench.items(Scripted(*rounds, [Text(text="done"), end()]))

@@ -34,7 +34,7 @@ class Spoken:
             self.closed = True
 
 
-async def all_of(feed: Feed) -> list[list[Piece]]:
+async def all_of(feed: Feed[Piece]) -> list[list[Piece]]:
     taken = []
     while not feed.ended:
         taken.append(await feed.take())

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from broker.events import Error, Event, Final, ToolCall, ToolResult, dumps
+from broker.events import Error, Event, Final, ToolCall, ToolResult
 from broker.settings import Settings
-from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
+from worker.agent import Agent, Checkpoint, Run
 from worker.agents.answer import Answer
 from worker.agents.conversation import Conversation, opening, sendable
 from worker.agents.joiner import Joiner
-from worker.agents.states import restored
+from worker.agents.states import Saver, restored
 from worker.models import open_model
 from worker.models.model import Call, End, Message, Model, ModelError, Options
 from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
 from worker.tools.registry import Tools
-from worker.tools.result import MAX_RESULT_BYTES, Result, cut
-from worker.tools.tool import parse_arguments
-
-logger = logging.getLogger(__name__)
+from worker.tools.result import Result, cut
+from worker.tools.tool import shown_arguments
 
 CALLS_AT_ONCE = 16
 """Of one run: a model may ask for any number."""
@@ -100,7 +97,7 @@ class _Talk:
         self._joiner = Joiner(run.attempt)
         self._end: End | None = None
         """Of the answer that called nothing."""
-        self._too_large = False
+        self._saver = Saver(run.request_id)
         self._at_once = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def events(self) -> AsyncGenerator[Event | Checkpoint, None]:
@@ -139,8 +136,8 @@ class _Talk:
             self._end = answer.end
             return
         for call in answer.calls:
-            yield ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=_shown(call.arguments))
-        for checkpoint in self._checkpoint():
+            yield ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=shown_arguments(call.arguments))
+        for checkpoint in self._saver.checkpoint(self._said):
             yield checkpoint
 
     async def _call_tools(self) -> AsyncGenerator[Event | Checkpoint, None]:
@@ -153,7 +150,7 @@ class _Talk:
                     call, result = tasks.pop(task), task.result()
                     self._said = self._said.resulted(call.id, result.text)
                     yield ToolResult(id=call.id, tool=cut(call.name, _SHOWN_NAME), result=result.value)
-                    for checkpoint in self._checkpoint():
+                    for checkpoint in self._saver.checkpoint(self._said):
                         yield checkpoint
         finally:
             for task in tasks:
@@ -164,34 +161,7 @@ class _Talk:
         async with self._at_once:
             return await self._tools.call(call, self._run, self._choice.tools)
 
-    def _checkpoint(self) -> Iterator[Checkpoint]:
-        """One, or none once the conversation is too large, as it only grows: a later attempt then begins at an earlier
-        one.
-        """
-        if self._too_large:
-            return
-        state = self._said.model_dump(mode="json")
-        size = len(dumps(state))
-        if size <= MAX_EVENT_BYTES:
-            yield Checkpoint(state=state)
-        else:
-            self._too_large = True
-            logger.warning(
-                "a conversation is too large for a checkpoint; a later attempt would call its last tools again",
-                extra={"request_id": self._run.request_id, "bytes": size},
-            )
-
     def _usage(self, end: End) -> dict[str, Any]:
         """Of all rounds; without tokens where the server does not tell."""
         tokens = self._said.usage.told() if self._said.usage is not None else {}
         return {**tokens, "rounds": self._said.rounds, "model": self._choice.model, "finish_reason": end.reason}
-
-
-def _shown(arguments: str) -> Any:
-    """A call's arguments for the log: JSON where they are, else the text, cut to what an event can carry."""
-    try:
-        value = parse_arguments(arguments)
-        fits = len(dumps(value)) <= MAX_RESULT_BYTES
-    except (ValueError, RecursionError):
-        fits = False
-    return value if fits else cut(arguments)

@@ -1,4 +1,4 @@
-"""Reads a model ahead of who takes its pieces, as far as a bounded buffer allows."""
+"""Reads a stream ahead of who takes its items, as far as a bounded buffer allows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
-from typing import cast
+from typing import Generic, TypeVar, cast
 
-from worker.models.model import Piece, Text, Thought
+Item = TypeVar("Item")
 
 BUFFER_CHARS = 64 * 1024
-"""With so much waiting, the model is not read: it is to wait as well."""
+"""Of text. With so much waiting, the stream is not read: who makes it is to wait as well."""
 
 
-class Feed:
-    """An async context manager; leaving it closes the stream, and with it the connection to the model."""
+class Feed(Generic[Item]):
+    """An async context manager; leaving it closes the stream, and with it the connection to the model.
 
-    def __init__(self, stream: AsyncIterator[Piece]) -> None:
-        self._stream = cast("AsyncGenerator[Piece, None]", stream)
-        self._pieces: list[Piece] = []
+    An item with a `text` counts by that.
+    """
+
+    def __init__(self, stream: AsyncIterator[Item]) -> None:
+        self._stream = cast("AsyncGenerator[Item, None]", stream)
+        self._pieces: list[Item] = []
         self._chars = 0
         self._over = False
         self._error: Exception | None = None
@@ -27,7 +30,7 @@ class Feed:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def __aenter__(self) -> Feed:
+    async def __aenter__(self) -> Feed[Item]:
         self._reading = asyncio.create_task(self._read())
         return self
 
@@ -42,9 +45,9 @@ class Feed:
         """Whether all has been taken."""
         return self._over and not self._pieces and self._error is None
 
-    async def take(self, seconds: float | None = None) -> list[Piece]:
+    async def take(self, seconds: float | None = None) -> list[Item]:
         """What has come since the last time, as soon as there is something; nothing after so many seconds, or at the
-        end. Raises what the model raised, when all before it has been taken.
+        end. Raises what the stream raised, when all before it has been taken.
         """
         if not self._pieces and not self._over:
             with contextlib.suppress(TimeoutError):
@@ -63,8 +66,7 @@ class Feed:
                 async for piece in stream:
                     self._pieces.append(piece)
                     self._news.set()
-                    if isinstance(piece, (Text, Thought)):
-                        self._chars += len(piece.text)
+                    self._chars += len(getattr(piece, "text", ""))
                     if self._chars >= BUFFER_CHARS:
                         self._room.clear()
                         await self._room.wait()

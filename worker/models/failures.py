@@ -14,6 +14,8 @@ from worker.models.model import ModelError
 RETRIED = frozenset({"model_rate_limited", "model_unavailable", "model_broken", "model_stalled", "model_empty"})
 """Asking again may help; the others fail in the same way each time."""
 QUOTED_CHARS = 300
+SECRET_CHARS = 8
+"""A shorter key is none that was drawn at random; hidden, it would garble every message that has the word."""
 
 _TOO_LONG = re.compile(
     r"context[ _](length|size|window)|maximum context|(prompt|input)( is)? too long|too many (input )?tokens", re.I
@@ -104,6 +106,11 @@ def of_object(error: Any, *, model: str) -> Failed:
     if code.startswith("rate_limit"):
         return Failed("model_rate_limited", _quoting("The model server has had too many requests", words))
     return broken(words)
+
+
+def redacted(text: str, key: str | None) -> str:
+    """Servers may repeat the key in what they say. One that is a mere word, as for a server of one's own, stays."""
+    return text.replace(key, "…") if key and len(key) >= SECRET_CHARS else text
 
 
 def is_about_the_model(body: Any) -> bool:

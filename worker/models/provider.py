@@ -29,8 +29,6 @@ PLACEHOLDER_KEY = "none"
 """For servers of one's own, which want no key, while the SDK does."""
 LAST_SECONDS = 5.0
 """How long the usage may come after the end of an answer."""
-SECRET_CHARS = 8
-"""A shorter key is none that was drawn at random; hidden, it would garble every message that has the word."""
 _NO_SUCH_API = frozenset({404, 405, 501})
 _DISCONNECTED = (APIConnectionError, httpx.HTTPError)
 """The SDK wraps the errors of its transport, but in its versions 2 not those in the middle of a stream."""
@@ -210,9 +208,7 @@ class OpenAIModel:
         return self._clients[loop]
 
     def _redacted(self, text: str) -> str:
-        """Servers may repeat the key in what they say. One that is a mere word, as for a server of one's own, stays."""
-        key = self.server.key
-        return text.replace(key, "…") if key and len(key) >= SECRET_CHARS else text
+        return failures.redacted(text, self.server.key)
 
 
 async def _events(

@@ -13,7 +13,9 @@ from typing import Any, TypeVar, get_type_hints, overload
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
+from broker.events import dumps
 from worker.agent import Run
+from worker.tools.result import MAX_RESULT_BYTES, cut
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MARK = "__broker_tool__"
@@ -112,6 +114,16 @@ def parse_arguments(text: str) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no value")
+
+
+def shown_arguments(text: str) -> Any:
+    """A call's arguments for the log: JSON where they are, else the text, cut to what an event can carry."""
+    try:
+        value = parse_arguments(text)
+        fits = len(dumps(value)) <= MAX_RESULT_BYTES
+    except (ValueError, RecursionError):
+        fits = False
+    return value if fits else cut(text)
 
 
 def make_tool(function: Callable[..., Any], *, default_timeout: float) -> Tool:
