@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     drain_delay_seconds: float = Field(1, ge=0, description="On SIGTERM: unready, but still accepting, for this long.")
     grace_seconds: float = Field(30, ge=0, description="On SIGTERM a worker lets its runs end within this time.")
 
-    agents: CommaSeparated = Field((), description="Agents beside the built-in ones: `name=module:function`, …")
+    agents: CommaSeparated = Field((), description="Agents beside the built-in ones: `name=module:agent`, …")
     default_agent: str = Field("research", description="The agent of a submit that names none.")
     docs: Path | None = Field(None, description="The folder that `research` searches, and `chat`.")
 
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         for item in value:
             name, _, target = item.partition("=")
             if not _AGENT_NAME.fullmatch(name) or not _AGENT_TARGET.fullmatch(target):
-                raise ValueError(f"{item!r} is not of the form name=module:function (names: a-z, 0-9, _, -)")
+                raise ValueError(f"{item!r} is not of the form name=module:agent (names: a-z, 0-9, _, -)")
         return value
 
     @field_validator("dialects")
@@ -156,7 +156,7 @@ class Settings(BaseSettings):
 
     @property
     def agent_targets(self) -> dict[str, str]:
-        """The agents that the user registered: name -> `module:function`."""
+        """The agents that the user registered: name -> `module:agent`."""
         return dict(item.split("=", 1) for item in self.agents)
 
     @property

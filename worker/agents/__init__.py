@@ -6,6 +6,7 @@ from broker.errors import Misconfigured
 from broker.settings import Settings
 from worker.agent import Agent
 from worker.agents.chat import make_chat
+from worker.agents.foreign import adapted
 from worker.agents.research import make_research
 from worker.agents.search import make_search
 from worker.loading import load_module
@@ -20,14 +21,21 @@ def load(settings: Settings) -> dict[str, Agent]:
         "chat": make_chat(settings, load_tools(settings, search)),
     }
     for name, target in settings.agent_targets.items():
-        agents[name] = _import(name, target)
+        agents[name] = _import(name, target, settings)
     return agents
 
 
-def _import(name: str, target: str) -> Agent:
+def _import(name: str, target: str, settings: Settings) -> Agent:
     module_name, _, attribute = target.partition(":")
-    agent = getattr(load_module(module_name, f"BROKER_AGENTS: {name}"), attribute, None)
-    if not callable(agent):
-        raise Misconfigured(f"BROKER_AGENTS: {name}: {module_name} has no function {attribute}")
-    found: Agent = agent
-    return found
+    setting = f"BROKER_AGENTS: {name}"
+    found = getattr(load_module(module_name, setting), attribute, None)
+    try:
+        if made := adapted(found, settings, f"{setting}: {target}"):
+            return made
+    except ImportError as error:
+        raise Misconfigured(f"{setting}: {target} is of a library that cannot be used: {error}") from error
+    if not callable(found):
+        kind = "" if found is None else f"; {attribute} is a {type(found).__name__}, which is no agent"
+        raise Misconfigured(f"{setting}: {module_name} has no function {attribute}{kind}")
+    agent: Agent = found
+    return agent

@@ -65,7 +65,9 @@ def _number(low: float, high: float) -> Callable[[str, Any], float]:
     return check
 
 
-def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+def whole(low: int, high: int) -> Callable[[str, Any], int]:
+    """A check of a whole number, which raises BadParameter."""
+
     def check(name: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise BadParameter(f"{name} must be a whole number from {low} to {high}")
@@ -96,8 +98,8 @@ def _effort(name: str, value: Any) -> str:
 SAMPLING: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
-    "max_tokens": _whole(1, 10_000_000),
-    "seed": _whole(-(2**63), 2**63 - 1),
+    "max_tokens": whole(1, 10_000_000),
+    "seed": whole(-(2**63), 2**63 - 1),
     "stop": _stop,
     "presence_penalty": _number(-2, 2),
     "frequency_penalty": _number(-2, 2),

@@ -1,0 +1,115 @@
+"""Graphs of LangGraph, registered in tests by BROKER_AGENTS."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, TypedDict
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import interrupt
+
+from worker import Progress
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    write = get_stream_writer()
+    write({"asked": city})
+    write(Progress(percent=50, message=city))
+    return f"clear in {city}"
+
+
+@tool
+def session(config: RunnableConfig) -> str:
+    """The session that the graph is in."""
+    return str(config["configurable"]["session_id"])
+
+
+@tool
+async def waits(mark: str) -> str:
+    """Notes each call, and whether it was closed; waits until `mark` + ".go" is there."""
+    with Path(mark).open("a") as file:
+        file.write("called ")
+    try:
+        while not Path(f"{mark}.go").exists():
+            await asyncio.sleep(0.02)
+    except asyncio.CancelledError:
+        with Path(mark).open("a") as file:
+            file.write("closed ")
+        raise
+    return "waited"
+
+
+@tool
+def delete(path: str) -> str:
+    """Nobody may call it unasked."""
+    return f"deleted {interrupt(path)}"
+
+
+TOOLS = [weather, session, waits, delete]
+
+
+async def talk(state: MessagesState) -> dict[str, Any]:
+    model = ChatOpenAI(model="m", use_responses_api=True).bind_tools(TOOLS)
+    return {"messages": [await model.ainvoke(state["messages"])]}
+
+
+react = StateGraph(MessagesState)
+react.add_node("talk", talk)
+react.add_node("tools", ToolNode(TOOLS))
+react.add_edge(START, "talk")
+react.add_conditional_edges("talk", tools_condition)
+react.add_edge("tools", "talk")
+
+graph = react.compile()
+remembers = react.compile(checkpointer=InMemorySaver())
+
+outer = StateGraph(MessagesState)
+outer.add_node("inner", graph)
+outer.add_edge(START, "inner")
+nested = outer.compile()
+
+
+class Question(TypedDict, total=False):
+    query: str
+    loud: bool
+    answer: str
+
+
+async def answer(state: Question) -> dict[str, Any]:
+    return {"answer": state["query"].upper() if state.get("loud") else state["query"]}
+
+
+plain = StateGraph(Question)
+plain.add_node("answer", answer)
+plain.add_edge(START, "answer")
+pipeline = plain.compile()
+
+
+async def whole(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [AIMessage("x" * 100_000)]}
+
+
+at_once = StateGraph(MessagesState)
+at_once.add_node("whole", whole)
+at_once.add_edge(START, "whole")
+long = at_once.compile()
+
+
+class Other(TypedDict):
+    other: str
+
+
+aside = StateGraph(Other)
+aside.add_node("nothing", lambda state: state)
+aside.add_edge(START, "nothing")
+nowhere = aside.compile()
