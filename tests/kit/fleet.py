@@ -46,7 +46,10 @@ class Fleet:
 
     def until(self, condition: Callable[[str], bool], request_ids: Sequence[str], seconds: float = 30) -> None:
         """Until it holds for each run at the same time."""
-        wait_for(lambda: all(condition(request_id) for request_id in request_ids), seconds=seconds, every=0.05)
+        deadline = time.monotonic() + seconds
+        while late := next((request_id for request_id in request_ids if not condition(request_id)), None):
+            assert time.monotonic() < deadline, f"after {seconds} s: {late} is {self.direct.hgetall(keys.run(late))}"
+            time.sleep(0.05)
 
     def until_running(self, request_ids: Sequence[str], events: int = 3, attempt: int = 1, seconds: float = 30) -> None:
         """Until each is in this attempt, or a later one, and has so many entries in its log."""
