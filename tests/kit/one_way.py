@@ -143,7 +143,7 @@ class Site:
         self.redis = launcher.redis()
         self.settings: dict[str, Any] = {"heartbeat_seconds": HEARTBEAT, "lease_seconds": LEASE}
         self.gateways = [self.gateway(), self.gateway()]
-        self.worker()
+        self.worker_process = self.worker()
 
     def gateway(self, **settings: Any) -> Gateway:
         return self.launcher.gateway(self.redis.url, **{**self.settings, **settings})

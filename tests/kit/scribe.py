@@ -15,7 +15,7 @@ from broker.ids import EventId, Owner, new_request_id
 from broker.runs import keys, log
 from broker.runs.connections import connect
 from broker.runs.record import Submission
-from broker.runs.scripts import Answer, Batch, Lease, Scripts
+from broker.runs.scripts import Answer, Batch, Lease, Scripts, claim_key
 
 LEASE_MS = 600_000
 RETENTION_MS = 3_600_000
@@ -33,15 +33,20 @@ class Scribe:
         seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def create(self, subject: str, query: str, *, age_ms: int = 20_000, **body: Any) -> Written:
-        """A queued run of `subject`, accepted `age_ms` ago, that no queue knows."""
+    async def create(
+        self, subject: str, query: str, *, age_ms: int = 20_000, joinable: bool = False, **body: Any
+    ) -> Written:
+        """A queued run of `subject`, accepted `age_ms` ago, that no queue knows. `joinable`: by the same query."""
         submission = Submission(query=query, agent=body.pop("agent", "echo"), **body)
         request_id = new_request_id()
         claimed_at = await self.now_ms() - age_ms
         session_id = submission.session_id or f"s-{request_id}"
         digest = submission.digest()
         owner = Owner(subject, subject)
-        fields = submission.fields(owner, session_id, digest, keys.idempotency(owner, "query", digest))
+        key = keys.idempotency(owner, "query", digest)
+        if joinable:
+            await claim_key(self.redis, key, replace=None, request_id=request_id, digest=digest, life_ms=RETENTION_MS)
+        fields = submission.fields(owner, session_id, digest, key)
         start = Start(request_id=request_id, session_id=session_id).json_data()
         reply = await self.scripts.create(request_id, claimed_at, start, fields)
         assert reply.answer is Answer.CREATED
