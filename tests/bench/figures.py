@@ -23,6 +23,8 @@ class Figures:
     delivered_per_s: float | None = _row("delivered events/s", ",.0f")
     delivered_share: float | None = _row("delivered of what was appended", ".1%")
     server_us: float | None = _row("gateway CPU per delivered event, µs", ".1f")
+    mixed_us: float | None = _row("… half of the clients in another protocol", ".1f")
+    mixed_ratio: float | None = _row("… as a multiple", ".2f")
     p50_ms: float | None = _row("append to client, p50, ms", ",.2f")
     p99_ms: float | None = _row("append to client, p99, ms", ",.2f")
     runs_held: float | None = _row("most runs", ",.0f")

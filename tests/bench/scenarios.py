@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -77,6 +78,71 @@ class Tail:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Protocols:
+    """Clients of one run, of which first all speak one protocol, then half of them another."""
+
+    name: str
+    clients: int
+    rate: int
+    seconds: int
+
+    @property
+    def title(self) -> str:
+        what = f"1 run, {self.clients:,} clients, {self.rate:,} events/s, {self.seconds} s"
+        return f"{what}: native, then half of them OpenAI"
+
+    def measure(self, target: Target) -> Figures:
+        one = self._measure(target, target.stream_path, target.stream_path)
+        if target.other_stream_path is None:
+            return one
+        two = self._measure(target, target.stream_path, target.other_stream_path)
+        assert one.server_us is not None and two.server_us is not None
+        return replace(
+            one,
+            mixed_us=two.server_us,
+            mixed_ratio=two.server_us / one.server_us,
+            complete=one.complete and two.complete,
+            disturbed=max(one.disturbed, two.disturbed),
+        )
+
+    def _measure(self, target: Target, *paths: str) -> Figures:
+        events, half = self.rate * self.seconds, self.clients // len(paths)
+        run = ["--first", target.make_runs(1)]
+        options = [*run, "--n", half, "--expect", events, "--timeout", 600]
+        with contextlib.ExitStack() as stack:
+            loads = [
+                stack.enter_context(Load(target.folder, target.url + path, *options, headers=target.headers))
+                for path in paths
+            ]
+            for load in loads:
+                load.until_ready(OPENING_SECONDS)
+            time.sleep(SETTLE_SECONDS)
+            meter = Meter(target)
+            published = publish(
+                target.redis.port,
+                target.append,
+                *(*run, "--per-stream", events, "--seq", FIRST_SEQ),
+                *("--rate", self.rate, "--timeout", self.seconds + 30),
+            )
+            all_loaded = [load.result(GRACE_SECONDS) for load in loads]
+            cost = meter.stop()
+        each = [_delivery(cost, loaded, expected=events * half, appended=published.sent) for loaded in all_loaded]
+        delivered = sum(loaded.messages for loaded in all_loaded)
+        return replace(
+            each[0],
+            complete=all(figures.complete for figures in each),
+            delivered_per_s=sum(figures.delivered_per_s or 0 for figures in each),
+            delivered_share=delivered / (events * half * len(paths)),
+            server_us=cost.server * 1e6 / max(delivered, 1),
+            p50_ms=max(loaded.p50_ms for loaded in all_loaded),
+            p99_ms=max(loaded.p99_ms for loaded in all_loaded),
+            rss_mib=rss_kib(target.pid) / 1024,
+            redis_connections=redis_connections(target),
+            publisher_late_ms=published.late_ms,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Climb:
     """The most runs at one rate whose p99 stays below a limit; ends at the first step that fails."""
 
@@ -118,17 +184,21 @@ class Herd:
     name: str
     clients: int
     events: int
+    other: bool = False
+    """Whether they speak the service's other protocol, where it has one."""
 
     @property
     def title(self) -> str:
-        return f"{self.clients:,} clients come at once and replay {self.events:,} stored events each"
+        protocol = " as OpenAI" if self.other else ""
+        return f"{self.clients:,} clients come at once and replay {self.events:,} stored events each{protocol}"
 
     def measure(self, target: Target) -> Figures:
         run = ["--first", target.make_runs(1)]
         publish(target.redis.port, target.append, *run, "--per-stream", self.events, "--seq", FIRST_SEQ)
         options = [*run, "--n", self.clients, "--expect", self.events, "--at-once", self.clients, "--timeout", 600]
+        path = (target.other_stream_path if self.other else None) or target.stream_path
         meter = Meter(target)
-        with Load(target.folder, target.url + target.stream_path, *options, headers=target.headers) as load:
+        with Load(target.folder, target.url + path, *options, headers=target.headers) as load:
             loaded = load.result(OPENING_SECONDS)
         figures = _delivery(meter.stop(), loaded, expected=self.events * self.clients)
         return replace(
@@ -263,9 +333,11 @@ FULL = Suite(
     scenarios=(
         Tail(name="fanout", runs=1, clients=1_000, rate=200, seconds=10),
         Tail(name="fanout-fast", runs=1, clients=500, rate=1_000, seconds=10),
+        Protocols(name="protocols", clients=1_000, rate=200, seconds=10),
         Tail(name="runs", runs=500, clients=500, rate=20, seconds=10),
         Climb(name="runs-max", steps=(500, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000), rate=20, seconds=5, limit_ms=250),
         Herd(name="herd", clients=500, events=2_000),
+        Herd(name="herd-openai", clients=500, events=2_000, other=True),
         Idle(name="idle", streams=5_000, seconds=20),
         Submit(name="submit", at_rest=500, rate=100, seconds=10),
         FirstByte(name="first-byte", requests=300),
@@ -277,9 +349,11 @@ QUICK = Suite(
     scenarios=(
         Tail(name="fanout", runs=1, clients=50, rate=50, seconds=1),
         Tail(name="fanout-fast", runs=1, clients=20, rate=200, seconds=1),
+        Protocols(name="protocols", clients=50, rate=50, seconds=1),
         Tail(name="runs", runs=20, clients=20, rate=20, seconds=1),
         Climb(name="runs-max", steps=(5, 10), rate=20, seconds=1, limit_ms=60_000),
         Herd(name="herd", clients=20, events=600),
+        Herd(name="herd-openai", clients=20, events=600, other=True),
         Idle(name="idle", streams=100, seconds=2),
         Submit(name="submit", at_rest=20, rate=20, seconds=1),
         FirstByte(name="first-byte", requests=10),

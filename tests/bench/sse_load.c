@@ -4,8 +4,8 @@
 //
 // In the URL, the headers and the body {i} is first + connection % streams, and {x} the same as 32 hex digits.
 //
-// An event is a block with a data: line. A message is an event with "ts":<CLOCK_MONOTONIC ns>,"n":<number> in its
-// data (sse_pub writes them): now - ts is its latency, and n tells what was lost, repeated or out of order.
+// An event is a block with a data: line. A message is an event with ts:<CLOCK_MONOTONIC ns>,n:<number> in a text
+// of its data (sse_pub writes them): now - ts is its latency, and n tells what was lost, repeated or out of order.
 // A connection is done with --expect messages, or without --expect when its body ends.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -138,7 +138,7 @@ static int number(const char *p, const char *e, const char *key, uint64_t *value
 
 static void message(conn *c, const char *p, const char *e, uint64_t t) {
     uint64_t ts, n;
-    if (!number(p, e, "\"ts\":", &ts, &p) || !number(p, e, "\"n\":", &n, &p)) return;
+    if (!number(p, e, "ts:", &ts, &p) || !number(p, e, "n:", &n, &p)) return;
     latency(t > ts ? t - ts : 0);
     c->messages++;
     if ((int64_t)n <= c->last_n) dups++;

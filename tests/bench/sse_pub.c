@@ -5,7 +5,7 @@
 // Event k goes to stream first + k % streams, at start + k/rate, in ticks of 1 ms; with rate 0 as fast as the window of
 // outstanding replies allows. In the command's arguments {i} is the stream's number, {x} the same as 32 hex digits,
 // {n} the event's number in its stream, {s} that plus --seq, and {p} its data:
-// {"ts":<CLOCK_MONOTONIC ns>,"n":<n>,"tok":"abc…"}, of --size bytes, stamped when the command is written.
+// {"text":"ts:<CLOCK_MONOTONIC ns>,n:<n>,abc…"}, of --size bytes, stamped when the command is written.
 //
 // A reply that is an array must begin with OK: the append script's answers do.
 #define _GNU_SOURCE
@@ -49,7 +49,7 @@ static void put(const char *p, size_t n) {
 }
 
 static size_t make_data(char *p, uint64_t n) {
-    int len = sprintf(p, "{\"ts\":%lu,\"n\":%lu,\"tok\":\"", now(), n);
+    int len = sprintf(p, "{\"text\":\"ts:%lu,n:%lu,", now(), n);
     while (len < size - 2) p[len] = 'a' + len % 26, len++;
     memcpy(p + len, "\"}", 3);
     return len + 2;

@@ -36,6 +36,8 @@ class Target(ABC):
 
     name: str
     stream_path: str
+    other_stream_path: str | None = None
+    """The same run in another wire format, where the service has one."""
     submit_path: str
     headers: tuple[str, ...] = ()
     append: list[str]
@@ -123,6 +125,7 @@ class Broker(Target):
 
     name = "broker"
     stream_path = "/api/v1/runs/{x}/stream"
+    other_stream_path = "/v1/responses/{x}?stream=true"
     submit_path = "/api/v1/query/stream"
     other_events = 3  # start, attempt, final
 

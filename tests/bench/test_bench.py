@@ -25,9 +25,11 @@ LATENCIES = {"rest_p50_ms", "rest_p99_ms", "loaded_p50_ms", "loaded_p99_ms"}
 FIGURES = {
     "fanout": TAIL,
     "fanout-fast": TAIL,
+    "protocols": TAIL,
     "runs": TAIL,
     "runs-max": TAIL | {"runs_held"},
     "herd": COMMON | {"delivered_per_s", "delivered_share", "server_us", "all_s"},
+    "herd-openai": COMMON | {"delivered_per_s", "delivered_share", "server_us", "all_s"},
     "idle": COMMON | {"kib_per_stream", "open_s", "heartbeats"},
     "first-byte": {"direct_p50_ms", "first_p50_ms", "first_p99_ms", "above_p50_ms", "later_p50_ms"},
     "submit": COMMON | LATENCIES | {"delivered_per_s", "server_ms", "worker_ms", "redis_us"},
@@ -70,6 +72,12 @@ def test_every_client_gets_everything(document: dict[str, Any]) -> None:
     for scenario, target, figures in medians(document):
         assert figures["complete"], f"{scenario} of {target}"
         assert figures["delivered_share"] in (None, 1.0), f"{scenario} of {target}"
+
+
+def test_two_protocols_are_compared_with_one(document: dict[str, Any]) -> None:
+    [figures] = [each for name, target, each in medians(document) if (name, target) == ("protocols", "broker")]
+    assert figures["mixed_us"] > 0
+    assert figures["mixed_ratio"] == pytest.approx(figures["mixed_us"] / figures["server_us"])
 
 
 def test_the_shares_of_a_first_token_s_way_are_told(document: dict[str, Any]) -> None:
