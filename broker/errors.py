@@ -98,6 +98,13 @@ class Draining(Unavailable):
     code = "draining"
 
 
+# Ask the operator: another request will fare no better.
+class NotConfigured(BrokerError):
+    """This service is not set up for that."""
+
+    code = "not_configured"
+
+
 # Mend the settings, then start again.
 class Misconfigured(BrokerError):
     """The settings do not allow a start."""

@@ -54,6 +54,14 @@ class Settings(BaseSettings):
     jwt_issuer: str = Field("stream-broker", description="The `iss` that a token must have, exactly.")
     jwt_tenant_claim: str = Field("tenant", description="The claim with the tenant; without it, `sub` is the tenant.")
     jwt_leeway_seconds: float = Field(10, ge=0, le=300, description="Tolerance for `exp`, `nbf` and `iat`.")
+    ticket_key: SecretStr | None = Field(
+        None,
+        description="Signs tickets, the same for all gateways; by default made from BROKER_JWT_SECRET. At least "
+        f"{MIN_SECRET_BYTES} bytes; several are separated by commas, and the first one signs.",
+    )
+    ticket_seconds: float = Field(
+        600, ge=1, le=86400, description="How long a ticket for a run's stream is valid, and the stream with it."
+    )
 
     heartbeat_seconds: float = Field(15, ge=0.1, description="An idle stream gets bytes at least this often.")
     lease_seconds: float = Field(15, ge=1, description="How long a worker's claim holds without renewal.")
@@ -154,6 +162,18 @@ class Settings(BaseSettings):
             raise ValueError(f"BROKER_DEFAULT_AGENT={self.default_agent!r} is not one of {', '.join(self.agent_names)}")
         return self
 
+    @field_validator("ticket_key")
+    @classmethod
+    def _ticket_keys_are_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and any(len(key.encode()) < MIN_SECRET_BYTES for key in _parts(value)):
+            raise ValueError(f"each key must have at least {MIN_SECRET_BYTES} bytes")
+        return value
+
+    @property
+    def ticket_keys(self) -> tuple[str, ...]:
+        """Under the first one tickets are signed; all are accepted."""
+        return _parts(self.ticket_key) if self.ticket_key else ()
+
     @property
     def agent_targets(self) -> dict[str, str]:
         """The agents that the user registered: name -> `module:agent`."""
@@ -216,6 +236,10 @@ class Settings(BaseSettings):
         for name in ("redis_url", "queue_redis_url", "jwt_jwks_url"):
             values[name] = redact_url(values[name]) if values[name] else None
         return {name: str(v) if isinstance(v, (Path, SecretStr)) else v for name, v in values.items()}
+
+
+def _parts(secret: SecretStr) -> tuple[str, ...]:
+    return tuple(part.strip() for part in secret.get_secret_value().split(","))
 
 
 def load() -> Settings:

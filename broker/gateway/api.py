@@ -81,6 +81,20 @@ class Accepted(BaseModel):
     links: Links
 
 
+class Ticket(BaseModel):
+    """Permission to read one run's stream."""
+
+    ticket: str
+    expires_at: datetime
+    stream: str = Field(description="The stream's path with the ticket in it, for an EventSource.")
+
+
+def ticket(request_id: str, text: str, expires_at: int) -> Ticket:
+    """`expires_at` in Unix seconds."""
+    stream = f"{links(request_id).stream}?ticket={text}"
+    return Ticket(ticket=text, expires_at=datetime.fromtimestamp(expires_at, UTC), stream=stream)
+
+
 class RunSummary(BaseModel):
     """A run without what it has come to."""
 

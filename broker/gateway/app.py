@@ -24,6 +24,7 @@ from broker.gateway.hub import Hub
 from broker.gateway.operations import Operations
 from broker.gateway.problems import on_http_exception, on_unexpected
 from broker.gateway.routes import Gateway, Route
+from broker.gateway.tickets import Tickets
 from broker.ids import Owner
 from broker.runs.connections import connect
 from broker.runs.queue import Queue
@@ -45,6 +46,7 @@ def make_app(settings: Settings) -> Access:
         runs=runs,
         hub=Hub(redis, redis, settings, on_met=runs.met, on_watched=runs.watched),
         authenticate=make_authenticator(settings),
+        tickets=Tickets(settings),
     )
     routes = route_table(gateway)
 
@@ -118,6 +120,11 @@ async def _principal(gateway: Gateway, route: Route, request: Request) -> Princi
     if route.public:
         return _NOBODY
     scope = request.scope
+    ticket = request.query_params.get("ticket") if route.ticket else None
+    if ticket is not None:
+        if gateway.settings.auth == "none":
+            await gateway.authenticate(scope)  # which keeps web pages out
+        return gateway.tickets.principal(ticket, request.path_params["request_id"])
     if route.query_token and gateway.settings.query_token:
         scope = with_query_token(scope)
     return await gateway.authenticate(scope)

@@ -41,6 +41,8 @@ class Principal(NamedTuple):
     scopes: frozenset[str]
     expires_at: float | None
     """Unix seconds, the leeway included; None where credentials do not end."""
+    ticket_for: str | None = None
+    """The only run that may be read, by whoever has a ticket for it."""
 
     @property
     def sees_tenant(self) -> bool:

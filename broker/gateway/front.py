@@ -32,6 +32,7 @@ class Front:
     def __init__(self, gateway: Gateway) -> None:
         self.settings = gateway.settings
         self.runs = gateway.runs
+        self.tickets = gateway.tickets
         self.hub = gateway.hub
 
     async def submit(
@@ -58,7 +59,7 @@ class Front:
         """Raises RunNotFound for what is no request_id, and for a run that is missing, erased, or not the caller's: the
         same in all cases."""
         head = await self.runs.head(request_id) if REQUEST_ID.fullmatch(request_id) else None
-        if head is None or not sees(principal, head):
+        if head is None or not (principal.ticket_for == request_id or sees(principal, head)):
             raise RunNotFound
         return head
 

@@ -38,6 +38,7 @@ _PARAMETERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "limit": ("query", "Rows in a page.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}),
     "cursor": ("query", "`next` of the page before.", {"type": "string"}),
     "session_id": ("query", "Only the runs of this session.", {"type": "string"}),
+    "ticket": ("query", "Instead of a token: what POST …/ticket has given out.", {"type": "string"}),
     "run": (
         "query",
         f"A run; repeated for each, at most {MAX_RUNS}. Either these, or `session_id`.",
@@ -79,6 +80,7 @@ _DESCRIPTIONS = {
     415: "The body is not JSON",
     422: "A field is not acceptable",
     500: "Something went wrong in the gateway",
+    501: "This service is not set up for that",
     503: "Redis is away, or this gateway is draining; try again",
 }
 _MEDIA = {EVENT_STREAM: EVENT_STREAM, "json": "application/json", "text": "text/plain", "html": "text/html"}

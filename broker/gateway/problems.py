@@ -26,6 +26,7 @@ STATUS: dict[type[errors.BrokerError], int] = {
     errors.TooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.Invalid: 422,
+    errors.NotConfigured: 501,
     errors.Unavailable: 503,
 }
 

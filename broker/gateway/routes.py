@@ -18,6 +18,7 @@ from broker.gateway.api import Problem
 from broker.gateway.auth import Authenticator, Principal
 from broker.gateway.hub import Hub
 from broker.gateway.problems import problem
+from broker.gateway.tickets import Tickets
 from broker.runs.store import Runs
 from broker.settings import Settings
 
@@ -44,6 +45,8 @@ class Route:
     public: bool = False
     query_token: bool = False
     """Whether `?access_token=` is taken too, where BROKER_QUERY_TOKEN allows it."""
+    ticket: bool = False
+    """Whether a `?ticket=` for the run in the path is taken instead of a token."""
     problem: Callable[[BrokerError], Response] = problem
     """How its clients are told of an error."""
     problem_body: type[BaseModel] | Literal["text"] = Problem
@@ -58,6 +61,7 @@ class Gateway:
     runs: Runs
     hub: Hub
     authenticate: Authenticator
+    tickets: Tickets
     unready: bool = False
     """Whether it drains: it still accepts, but load balancers shall leave it out."""
 

@@ -86,6 +86,7 @@ ROWS: dict[tuple[str, str], Row] = {
         answers=(200, 400),
         variants=(("?limit=1", ()), ("?limit=0", ()), ("?cursor={end}", ()), ("?cursor=x", ())),
     ),
+    ("POST", "/api/v1/runs/{request_id}/ticket"): Row(kind="run"),
     ("POST", "/api/v1/runs/{request_id}/cancel"): Row(kind="run", changes=True),
     ("POST", "/chat"): Row(kind="own", body={"message": "mine"}),
     ("POST", "/api/chat"): Row(kind="own", body={"message": "mine", "sessionId": "a-session", "userId": "owner"}),

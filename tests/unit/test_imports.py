@@ -36,7 +36,7 @@ ONLY_IN = {
     "arq": ("broker/runs/queue.py", "worker/jobs.py"),
     "starlette": ("broker/gateway/", "broker/model_stub.py"),
     "uvicorn": ("broker/gateway/server.py", "broker/gateway/main.py", "broker/model_stub.py"),
-    "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py"),
+    "jwt": ("broker/gateway/auth.py", "broker/gateway/jwks.py", "broker/gateway/tickets.py"),
     "openai": ("worker/models/",),
     "agents": ("worker/agents/foreign/openai_agents.py",),
     "langgraph": ("worker/agents/foreign/langgraph.py",),

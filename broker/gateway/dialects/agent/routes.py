@@ -47,7 +47,8 @@ def routes(front: Front, prefix: str) -> list[Route]:
             endpoint=api.resume,
             summary="Stream a run's tokens, for EventSource",
             answers={200: EVENT_STREAM, 204: None},
-            parameters=cursors,
+            parameters=(*cursors, "ticket"),
+            ticket=True,
         ),
     ]
 

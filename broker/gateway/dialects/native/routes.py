@@ -86,7 +86,8 @@ class NativeApi:
                 endpoint=self.stream,
                 summary="Stream a run from a cursor",
                 answers={200: EVENT_STREAM, 204: None},
-                parameters=cursors,
+                parameters=(*cursors, "ticket"),
+                ticket=True,
             ),
             Route(
                 method="GET",
@@ -95,6 +96,13 @@ class NativeApi:
                 summary="A run's log in pages",
                 answers={200: api.EventList},
                 parameters=("limit", "cursor"),
+            ),
+            Route(
+                method="POST",
+                path=f"{run}/ticket",
+                endpoint=self.ticket,
+                summary="A ticket for a run's stream, for clients that can set no header",
+                answers={200: api.Ticket, 501: api.Problem},
             ),
             Route(
                 method="POST",
@@ -200,6 +208,13 @@ class NativeApi:
             page = self._runs.no_page(cursor)
         body = api.RunList(runs=[api.summary(record) for record in page.records], next=page.next)
         return json_response(body, 200, {"Cache-Control": "no-store"})
+
+    async def ticket(self, request: Request, principal: Principal) -> Asgi:
+        request_id = _request_id(request)
+        await self._front.visible(request_id, principal)
+        ticket = self._front.tickets.make(request_id, principal)
+        headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        return json_response(api.ticket(request_id, ticket.text, ticket.expires_at), 200, headers)
 
     # -- stop ------------------------------------------------------------------------------------------------
 
