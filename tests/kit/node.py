@@ -8,10 +8,10 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.kit.needs import JAVASCRIPT, needs_javascript
 
@@ -74,23 +74,21 @@ class Call:
         return self._answer["value"]
 
 
-class Node:
-    """A script of tests/clients/js. A context manager, which ends it."""
+class Driven:
+    """A process that does what it is told, a line of JSON for each call. A context manager, which ends it."""
 
-    def __init__(self, folder: Path, script: str, *arguments: str) -> None:
-        self._log = folder / f"{script}-{'-'.join(arguments)}.log"
-        with self._log.open("ab") as log:
+    def __init__(
+        self, log: Path, command: Sequence[str], *, folder: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._log = log
+        with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [needs_javascript(), script, *arguments],
-                cwd=JAVASCRIPT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
+                command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file
             )
         self._changed = threading.Condition()
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
-        self._reader = threading.Thread(target=self._read, name=script, daemon=True)
+        self._reader = threading.Thread(target=self._read, name=log.stem, daemon=True)
         self._reader.start()
 
     def start(self, name: str, /, **arguments: Any) -> Call:
@@ -120,7 +118,7 @@ class Node:
                     call.heard({"error": {"class": "Ended", "message": self._log.read_text("utf-8")}})
             self._changed.notify_all()
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -134,3 +132,11 @@ class Node:
         self._process.stdout.close()
         with contextlib.suppress(BrokenPipeError):  # what it did not read
             self._process.stdin.close()
+
+
+class Node(Driven):
+    """A script of tests/clients/js."""
+
+    def __init__(self, folder: Path, script: str, *arguments: str) -> None:
+        log = folder / f"{script}-{'-'.join(arguments)}.log"
+        super().__init__(log, [needs_javascript(), script, *arguments], folder=JAVASCRIPT)

@@ -1,102 +1,131 @@
-"""Does with an unmodified `openai` package what a plan says, and tells what it saw, a line of JSON each.
+"""Does what it is told with an unmodified `openai` package, of whichever version is on the path.
 
-The plan is JSON on stdin: `base_url`, `api_key`, `max_retries`, and `steps`, each with a `do` and `args` for it. In the
-arguments "$id" is the id of the last response. Needs nothing but `openai`, of whichever version is on the path.
+On stdin comes a line of JSON for each call: {"id", "call", …}. On stdout go {"id", "seen"} for each event, and at last
+{"id", "value"} or {"id", "error"}. Calls run at the same time. It needs nothing but `openai`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import openai
 
+Tell = Callable[[Any], None]
+_writing = threading.Lock()
+
 
 def say(**line: Any) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+    with _writing:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
 
 
-class Driver:
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self.client = openai.OpenAI(
-            base_url=plan["base_url"], api_key=plan["api_key"], max_retries=plan.get("max_retries", 2), timeout=60
-        )
-        self.id = ""
+def client(url: str, token: str, lose: int = 0, options: dict[str, Any] | None = None) -> openai.OpenAI:
+    """`lose`: so many answers get lost on their way to the client."""
+    left = [None] * lose
 
-    def step(self, do: str, args: dict[str, Any], position: Sequence[str]) -> None:
-        args = {name: self.id if value == "$id" else value for name, value in args.items()}
-        position = [self.id if value == "$id" else value for value in position]
-        try:
-            getattr(self, do)(*position, **args)
-        except Exception as error:
-            facts = {name: getattr(error, name, None) for name in ("status_code", "code", "param", "type")}
-            kinds = [kind.__name__ for kind in type(error).__mro__]
-            say(error=kinds[0], kinds=kinds, message=str(error), **facts)
+    def losing(response: Any) -> None:
+        if left:
+            left.pop()
+            response.close()
+            raise ConnectionResetError("lost")
 
-    def create(self, **args: Any) -> None:
-        self._tell(self.client.responses.create(**args))
+    http = openai.DefaultHttpxClient(verify=False, timeout=60, event_hooks={"response": [losing]})
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=token, http_client=http, **(options or {}))
 
-    def retrieve(self, response_id: str, **args: Any) -> None:
-        self._tell(self.client.responses.retrieve(response_id, **args))
 
-    def cancel(self, response_id: str) -> None:
-        self._tell(self.client.responses.cancel(response_id))
+def heard(events: Iterable[Any], tell: Tell) -> None:
+    for event in events:
+        tell(plain(event))
 
-    def delete(self, response_id: str) -> None:
-        self.client.responses.delete(response_id)
-        say(deleted=True)
 
-    def input_items(self, response_id: str) -> None:
-        say(items=[item.to_dict() for item in self.client.responses.input_items.list(response_id)])
+def plain(model: Any) -> Any:
+    """Without the warnings of the SDK's own models about each other."""
+    return model.model_dump(mode="json", exclude_unset=True, warnings=False)
 
-    def models(self) -> None:
-        say(models=[model.id for model in self.client.models.list()])
 
-    def helper(self, **args: Any) -> None:
-        """`responses.stream`: its events, then what it has put together."""
-        with self.client.responses.stream(**args) as stream:
-            for event in stream:
-                self._event(event)
-            self._response(stream.get_final_response())
+def whole(response: Any) -> Any:
+    return {**plain(response), "output_text": response.output_text}
 
-    def poll(self, response_id: str) -> None:
-        """Until it has ended."""
-        while True:
-            response = self.client.responses.retrieve(response_id)
-            if response.status not in ("queued", "in_progress"):
-                self._response(response)
-                return
-            time.sleep(0.05)
 
-    def _tell(self, told: Any) -> None:
-        if isinstance(told, openai.Stream):
-            for event in told:
-                self._event(event)
-            say(ended=True)
-        else:
-            self._response(told)
+def version(tell: Tell, **how: Any) -> Any:
+    return openai.__version__
 
-    def _event(self, event: Any) -> None:
-        if event.type == "response.created":
-            self.id = event.response.id
-        say(event=event.to_dict())
 
-    def _response(self, response: Any) -> None:
-        self.id = response.id
-        say(response=response.to_dict(), output_text=response.output_text)
+def create(tell: Tell, body: dict[str, Any], **how: Any) -> Any:
+    return whole(client(**how).responses.create(**body))
+
+
+def stream(tell: Tell, body: dict[str, Any], **how: Any) -> None:
+    heard(client(**how).responses.create(**body, stream=True), tell)
+
+
+def retrieve(tell: Tell, response: str, **how: Any) -> Any:
+    return whole(client(**how).responses.retrieve(response))
+
+
+def poll(tell: Tell, response: str, **how: Any) -> Any:
+    """Until it has ended."""
+    asking = client(**how)
+    while (found := asking.responses.retrieve(response)).status in ("queued", "in_progress"):
+        tell(found.status)
+        time.sleep(0.05)
+    return whole(found)
+
+
+def resume(tell: Tell, response: str, after: int | None, **how: Any) -> None:
+    given: dict[str, Any] = {} if after is None else {"starting_after": after}
+    heard(client(**how).responses.retrieve(response, stream=True, **given), tell)
+
+
+def cancel(tell: Tell, response: str, **how: Any) -> Any:
+    return whole(client(**how).responses.cancel(response))
+
+
+def delete(tell: Tell, response: str, **how: Any) -> None:
+    client(**how).responses.delete(response)
+
+
+def items(tell: Tell, response: str, **how: Any) -> Any:
+    return [plain(item) for item in client(**how).responses.input_items.list(response)]
+
+
+def models(tell: Tell, **how: Any) -> Any:
+    return [model.id for model in client(**how).models.list()]
+
+
+def help(tell: Tell, body: dict[str, Any], **how: Any) -> Any:
+    """The helper, which builds the response from its events: a new one's, or of one that is there (`response_id`)."""
+    with client(**how).responses.stream(**body) as events:
+        heard(events, tell)
+        return whole(events.get_final_response())
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    made.__name__: made
+    for made in (version, create, stream, retrieve, poll, resume, cancel, delete, items, models, help)
+}
+
+
+def serve(id: int, call: str, **arguments: Any) -> None:
+    try:
+        say(id=id, value=CALLS[call](lambda seen: say(id=id, seen=seen), **arguments))
+    except Exception as error:
+        facts = {name: getattr(error, name, None) for name in ("code", "param", "type")}
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        status = getattr(error, "status_code", None)
+        say(id=id, error={"class": kinds[0], "kinds": kinds, "message": str(error), "status": status, **facts})
 
 
 def main() -> None:
-    plan = json.load(sys.stdin)
-    say(version=openai.__version__)
-    driver = Driver(plan)
-    for step in plan["steps"]:
-        driver.step(step["do"], step.get("args", {}), step.get("position", ()))
-    say(over=True)
+    for line in sys.stdin:
+        threading.Thread(target=serve, kwargs=json.loads(line), daemon=True).start()
 
 
-main()
+if __name__ == "__main__":
+    main()
