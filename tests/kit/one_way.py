@@ -136,13 +136,14 @@ def script(events: Iterable[Event]) -> list[list[Any]]:
 
 
 class Site:
-    """A Redis, two gateways and a worker; a test that ends one of them starts its own."""
+    """A Redis, two gateways and a worker; a test that ends one of them starts its own. Settings are the second
+    gateway's."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, **settings: Any) -> None:
         self.launcher = launcher
         self.redis = launcher.redis()
         self.settings: dict[str, Any] = {"heartbeat_seconds": HEARTBEAT, "lease_seconds": LEASE}
-        self.gateways = [self.gateway(), self.gateway()]
+        self.gateways = [self.gateway(), self.gateway(**settings)]
         self.worker_process = self.worker()
 
     def gateway(self, **settings: Any) -> Gateway:
