@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ class Deployment:
         self._launch = launch
         self._redis = launch.redis()
         self._settings: dict[str, Any] = {"heartbeat_seconds": 1, "lease_seconds": LEASE, **settings}
-        self.gateways = [self._gateway() for _ in range(3)]
-        self.worker = self._worker()
+        with ThreadPoolExecutor() as pool:
+            worker = pool.submit(self._worker)
+            self.gateways = list(pool.map(self._gateway, [None] * 3))
+            self.worker = worker.result()
 
     def _gateway(self, port: int | None = None) -> Gateway:
         return self._launch.gateway(self._redis.url, port=port, **self._settings)

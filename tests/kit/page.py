@@ -78,6 +78,12 @@ class Chat:
         found: list[str] = self.page.evaluate("[...document.querySelectorAll('section')].map(e => e.className)")
         return found
 
+    @property
+    def last_id(self) -> str:
+        """Of the last message."""
+        found: str = self.page.evaluate("document.querySelector('section:last-of-type').id")
+        return found
+
     def until_text(self, length: int) -> str:
         """Until the last text has so many characters."""
         shown: str = self.page.until(f"(t => t?.length >= {length} && t)({SHOWN}.at(-1))")

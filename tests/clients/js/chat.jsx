@@ -31,7 +31,7 @@ function Page() {
   return (
     <main data-status={status}>
       {messages.map(({ id, role, parts }) => (
-        <section key={id} className={role}>
+        <section key={id} id={id} className={role}>
           {parts.map((part, n) => (
             <p key={n} className={part.type}>
               {part.text ?? JSON.stringify(part)}
