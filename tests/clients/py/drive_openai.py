@@ -6,6 +6,7 @@ On stdin comes a line of JSON for each call: {"id", "call", …}. On stdout go {
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import threading
@@ -16,6 +17,8 @@ from typing import Any
 import openai
 
 Tell = Callable[[Any], None]
+TRANSPORT: Any = importlib.import_module(openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+"""The library that it has for HTTP: not the same one in each version."""
 _writing = threading.Lock()
 
 
@@ -33,7 +36,7 @@ def client(url: str, token: str, lose: int = 0, options: dict[str, Any] | None =
         if left:
             left.pop()
             response.close()
-            raise ConnectionResetError("lost")
+            raise TRANSPORT.ReadError("lost", request=response.request)
 
     http = openai.DefaultHttpxClient(verify=False, timeout=60, event_hooks={"response": [losing]})
     return openai.OpenAI(base_url=f"{url}/v1", api_key=token, http_client=http, **(options or {}))
