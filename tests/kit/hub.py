@@ -15,6 +15,7 @@ from broker.gateway.dialects.dialect import Dialect
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End, Reader
+from broker.gateway.sinks import Listener
 from broker.ids import START, EventId
 from broker.runs import keys
 from broker.runs.connections import connect
@@ -34,11 +35,13 @@ class Connection:
         self.paused = False
         self.body = bytearray()
         self.writes = 0
+        self.overruns = 0
+        """Writes while it took nothing."""
         self.room: int | None = None
         """Bytes that it still takes before it stops reading."""
-        self._reader: Reader | None = None
+        self._reader: Listener | None = None
 
-    def attach(self, reader: Reader) -> None:
+    def attach(self, reader: Listener) -> None:
         self._reader = reader
 
     @property
@@ -48,6 +51,7 @@ class Connection:
     def _write(self, data: bytes) -> None:
         self.body += data
         self.writes += 1
+        self.overruns += self.paused
         if self.room is not None and len(self.body) >= self.room and not self.paused:
             self.stop_reading()
 
@@ -63,8 +67,12 @@ class Connection:
 
     async def drain(self) -> None:
         assert self._reader is not None
-        while self.paused and self._reader.ending is None:
+        if self.paused:
             await self._reader.sleep()
+
+    async def cut(self, last_words: bytes) -> None: ...
+
+    async def close(self) -> None: ...
 
     def abort(self) -> None:
         assert self._reader is not None

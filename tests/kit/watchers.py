@@ -23,8 +23,8 @@ Door = Callable[[], str]
 class AnyGateway(EventSource):
     """A browser's EventSource behind a load balancer."""
 
-    def __init__(self, door: Door, request_id: str) -> None:
-        super().__init__(door(), f"/api/v1/runs/{request_id}/stream", AUTHORIZATION)
+    def __init__(self, door: Door, path: str, *, hurry: float = 1) -> None:
+        super().__init__(door(), path, AUTHORIZATION, hurry=hurry)
         self._door = door
 
     async def _connect(self) -> None:
@@ -33,7 +33,11 @@ class AnyGateway(EventSource):
 
 
 async def event_source(door: Door, request_id: str, body: Mapping[str, Any]) -> None:
-    await AnyGateway(door, request_id).run()
+    await AnyGateway(door, f"/api/v1/runs/{request_id}/stream").run()
+
+
+async def one_of_many(door: Door, request_id: str, body: Mapping[str, Any]) -> None:
+    await AnyGateway(door, f"/api/v1/stream?run={request_id}").run()
 
 
 async def post(door: Door, request_id: str, body: Mapping[str, Any]) -> None:
@@ -86,6 +90,7 @@ async def _get(door: Door, path: str, *, pause: float) -> None:
 
 KINDS: dict[str, Callable[[Door, str, Mapping[str, Any]], Coroutine[Any, Any, None]]] = {
     "event source": event_source,
+    "one of many": one_of_many,
     "post": post,
     "poll": poll,
     "wait": wait,
