@@ -318,6 +318,12 @@ def test_an_attempt_that_says_something_else_takes_the_text_back() -> None:
     assert seen.text == outcome(log).answer
 
 
+def test_what_is_the_last_part_is_known_after_a_rewind_too() -> None:
+    second = [*words("Or not."), ToolCall(id="c", tool="f"), *words("It is so."), Final(answer="It is so.")]
+    seen = message(log_of(words("Let me see."), second))
+    assert [part.kind for part in seen.parts] == ["text", "data-rewind", "text", "tool-f", "text"]
+
+
 def test_an_attempt_that_ends_before_it_has_said_all_again_takes_the_text_back() -> None:
     log = log_of(words("one ", "two "), [*words("one "), Final()])
     assert message(log).text == "one "
