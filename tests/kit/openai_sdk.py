@@ -1,4 +1,5 @@
-"""The `openai` package of Python as a client, in one of its major versions: a process that a test drives."""
+"""The `openai` package of Python as a client, in one of its major versions: a process that a test drives. A User is of
+this one, or of Node's (tests/clients/js/openai.mjs)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Sdk(Driven):
 class User:
     """Somebody's client of one gateway."""
 
-    def __init__(self, sdk: Sdk, url: str, token: str) -> None:
+    def __init__(self, sdk: Driven, url: str, token: str) -> None:
         self._sdk = sdk
         self.url = url
         self._token = token
