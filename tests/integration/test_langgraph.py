@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker.settings import Settings
 from tests.kit.fleet import reasons
 from tests.kit.foreign import Stage, staged
 from tests.kit.processes import wait_for
 from tests.kit.scale import LONG
+from worker import Run
+from worker.agents import load
 
 MODULE = "tests.kit.foreign_graphs"
 GRAPHS = {name: f"{MODULE}:{name}" for name in ("graph", "remembers", "nested", "pipeline", "long")}
@@ -125,3 +129,13 @@ def test_a_run_goes_on_behind_its_tools_where_messages_are_all_of_its_state(stag
         assert sum(entry.type == "tool_call" and '"session"' in entry.data for entry in ended.log) == sessions
         assert ended.run["answer"] == "done"
         assert len(stage.stub.journal(queries[graph])) == asked
+
+
+@pytest.mark.parametrize("query", ["[[tokens=10000]] [[pace=50]]", '[[say=x]] [[tool=waits {"mark": "/dev/null"}]]'])
+async def test_a_graph_that_is_closed_leaves_no_task_behind(stage: Stage, query: str) -> None:
+    graph = load(Settings(agents=(f"graph={MODULE}:graph",)))["graph"]
+    events = graph(Run(request_id="5" * 32, query=query))
+    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]  # type: ignore[call-overload]
+    await events.aclose()  # type: ignore[attr-defined]
+    assert seen[0] == "Token"
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import set_default_openai_client
+from openai import AsyncOpenAI
 
+from broker.settings import Settings
 from tests.kit.fleet import reasons
 from tests.kit.foreign import ROUNDS, Stage, staged
 from tests.kit.processes import wait_for
 from tests.kit.scale import LONG
+from tests.kit.waiting import until
+from worker import Run
+from worker.agent import Agent
+from worker.agents import load
 
 MODULE = "tests.kit.foreign_agents"
 AGENTS = {name: f"{MODULE}:{name}" for name in ("helper", "typed", "stops")}
@@ -153,3 +161,36 @@ def test_a_run_goes_on_behind_the_tools_that_had_ended(stage: Stage, tmp_path: P
     assert len(asked) == 5, "the first two turns are not asked for again"
     assert asked[-1]["messages"][0]["content"] == "You are billing."
     assert ended.run["usage"]["rounds"] == 4
+
+
+# -- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def helper(stage: Stage) -> AsyncIterator[Agent]:
+    """With a client of its own: the SDK's has its connections in the event loop of the test before."""
+    client = AsyncOpenAI(base_url=stage.stub.url, api_key="none")
+    set_default_openai_client(client)
+    yield load(Settings(agents=(f"helper={MODULE}:helper",)))["helper"]
+    await client.close()
+
+
+def run(query: str) -> Run:
+    return Run(request_id="5" * 32, query=query)
+
+
+async def test_a_checkpoint_comes_behind_the_last_result_of_a_round(helper: Agent) -> None:
+    """It holds all of them: what came behind an earlier one would be void, and told by nobody."""
+    query = 'c [[tool=weather {"city": "Bern"}]] [[tool=session {}]] [[tool2=transfer_to_billing]] [[say=x]]'
+    kinds = [type(event).__name__ async for event in helper(run(query))]
+    rounds = ["Token", "ToolCall", "ToolCall", "ToolResult", "ToolResult", "Checkpoint", "Token", "Data", "Checkpoint"]
+    assert kinds == [*rounds, "Token", "Final"]
+
+
+@pytest.mark.parametrize("query", ["[[tokens=10000]] [[pace=50]]", '[[say=x]] [[tool=waits {"mark": "/dev/null"}]]'])
+async def test_an_agent_that_is_closed_leaves_no_task_behind(helper: Agent, query: str) -> None:
+    events = helper(run(query))
+    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]  # type: ignore[call-overload]
+    await events.aclose()  # type: ignore[attr-defined]
+    assert seen[0] == "Token"
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})

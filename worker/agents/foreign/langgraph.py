@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_type_hints
 
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -70,7 +72,8 @@ def make_langgraph_agent(graph: Graph, settings: Settings, setting: str) -> Agen
         if "messages" in inputs:
             history = await run.history(tokens=settings.history_tokens) if settings.history_tokens else ()
             values["messages"] = _opening(run, history)
-        async with contextlib.aclosing(joined(_Walk(run, graph, values).events(steps), run.attempt)) as events:
+        walk = _Walk(run, graph, values)
+        async with contextlib.aclosing(joined(walk.events(steps), run.attempt, walk.stop)) as events:
             try:
                 async for event in events:
                     yield event
@@ -97,6 +100,22 @@ def _opening(run: Run, history: Iterable[Any]) -> list[BaseMessage]:
     ]
 
 
+class _Brake(AsyncCallbackHandler):
+    """Ends a model's answer at its next piece, once it is pulled.
+
+    langchain-openai waits for each piece with `asyncio.wait_for`, which on Python 3.11 can lose a cancellation: the
+    model would speak on to its end, and whoever has cancelled it wait as long.
+    """
+
+    run_inline = True
+    raise_error = True
+    pulled = False
+
+    async def on_llm_new_token(self, token: str, **more: Any) -> None:
+        if self.pulled:
+            raise asyncio.CancelledError
+
+
 class _Walk:
     """One attempt at a run."""
 
@@ -111,6 +130,7 @@ class _Walk:
             self._usage = state.usage
             self._values = {**values, "messages": [*self._before, *messages_from_dict(state.messages)]}
         self._saver = Saver(run.request_id)
+        self._brake = _Brake()
         self._calls: dict[str, str] = {}
         """The names of tools by their calls; None once it has a result."""
         self._resulted: set[str] = set()
@@ -127,6 +147,7 @@ class _Walk:
         config: Any = {
             "configurable": {"thread_id": thread, **about, "tenant": run.tenant, "subject": run.subject},
             "recursion_limit": steps,
+            "callbacks": [self._brake],
         }
         stream = self._graph.astream(
             self._values, config, stream_mode=["messages", "updates", "custom", "values"], subgraphs=True
@@ -146,6 +167,10 @@ class _Walk:
             raise failure from error
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
+
+    def stop(self) -> None:
+        """To be called before `events` is closed."""
+        self._brake.pulled = True
 
     def _events(self, space: tuple[str, ...], mode: str, chunk: Any) -> Iterator[Event | Checkpoint]:
         if mode == "messages":

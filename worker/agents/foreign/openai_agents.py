@@ -105,6 +105,8 @@ class _Talk:
         self._saver = Saver(run.request_id)
         self._tools: dict[str, str] = {}
         """The names of tools by their calls."""
+        self._pending: set[str] = set()
+        """The calls of which the result has not been told."""
         self._answers = 0
         self._told = ""
         """Who told something last: of each answer's text, the first piece is parted from what was before."""
@@ -176,6 +178,7 @@ class _Talk:
             yield from self._called(_plain(item.raw_item))
         elif name == "tool_output":
             id = str(_plain(item.raw_item).get("call_id") or "")
+            self._pending.discard(id)
             yield ToolResult(id=id, tool=self._tools.get(id, ""), result=shown(item.output))
         elif name == "handoff_occured":
             yield Data(name="handoff", value={"from": item.source_agent.name, "to": item.target_agent.name})
@@ -190,9 +193,16 @@ class _Talk:
         if kind in _BY_THE_SERVER:
             about.pop("arguments", None)
             yield ToolResult(id=id, tool=tool, result=shown({"status": call.get("status"), **about}))
+        else:
+            self._pending.add(id)
 
     def _checkpoint(self, result: RunResultStreaming) -> Iterator[Checkpoint]:
-        """Between two turns, where a run that begins with these items goes on as this one does."""
+        """Between two turns, where a run that begins with these items goes on as this one does.
+
+        The items of a turn are there together, and their events come one after the other: the last one counts.
+        """
+        if self._pending:
+            return
         items: Items = to_jsonable_python(result.to_input_list(), fallback=str)
         begun = [*self._before, *self._state.items]
         if (
@@ -219,7 +229,10 @@ class _Talk:
         )
 
     def _usage(self, result: RunResultStreaming) -> dict[str, Any]:
-        return {**self._total(result).told(), "rounds": self._state.turns + result.current_turn}
+        """Without tokens where the server does not tell."""
+        total = self._total(result)
+        tokens = total.told() if total != Usage() else {}
+        return {**tokens, "rounds": self._state.turns + result.current_turn}
 
     def _failure(self, error: Exception, turns: int) -> ModelError | None:
         """What may be told of it; None for what only the worker's log may tell."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -19,8 +19,10 @@ Events = AsyncGenerator[Event | Checkpoint, None]
 BETWEEN_ANSWERS = "\n\n"
 
 
-async def joined(events: Events, attempt: int) -> Events:
-    """The same events, as they come; text for which there is no room in a log waits for more."""
+async def joined(events: Events, attempt: int, closing: Callable[[], None] = lambda: None) -> Events:
+    """The same events, as they come; text for which there is no room in a log waits for more. `closing` is called
+    before `events` is closed or cancelled.
+    """
     now = asyncio.get_running_loop().time
     joiner = Joiner(attempt)
     failure: Exception | None = None
@@ -38,6 +40,8 @@ async def joined(events: Events, attempt: int) -> Events:
                     yield text
         except Exception as error:
             failure = error
+        finally:
+            closing()
     for text in joiner.take(now(), everything=True):
         yield text
     if failure is not None:
