@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from broker.events import Error, Event, Final, ToolCall, ToolResult
@@ -13,6 +14,8 @@ from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.answer import Answer
 from worker.agents.conversation import Conversation, opening, sendable
+from worker.agents.given import NAMES as GIVEN
+from worker.agents.given import Given
 from worker.agents.joiner import Joiner
 from worker.agents.states import Saver, restored
 from worker.models import open_model
@@ -44,7 +47,7 @@ def make_chat(settings: Settings, tools: Tools) -> Agent:
             return
         assert model is not None
         history = await run.history(tokens=settings.history_tokens) if settings.history_tokens else ()
-        before = opening(settings.system_prompt, history, run.query)
+        before = opening(settings.system_prompt, history, run.query, choice.given)
         talk = _Talk(run, model, tools, choice, before, most_rounds=settings.max_rounds)
         async with aclosing(talk.events()) as events:
             async for event in events:
@@ -60,13 +63,24 @@ class Choice:
     model: str
     sampling: dict[str, Any]
     tools: tuple[str, ...]
+    given: Given
 
     @staticmethod
     def of(given: dict[str, Any], settings: Settings, tools: Tools) -> Choice:
         """Raises BadParameter, and ModelError where there is no model."""
         model, sampling = allowed_parameters(given, settings)
-        refuse_unknown("chat", given, ("model", *SAMPLING, "tools"))
-        return Choice(model=model, sampling=sampling, tools=_narrowed(given.get("tools"), tools.names))
+        refuse_unknown("chat", given, ("model", *SAMPLING, "tools", *GIVEN))
+        return Choice(
+            model=model,
+            sampling=sampling,
+            tools=_narrowed(given.get("tools"), tools.names),
+            given=Given.of(given, tools.names),
+        )
+
+    @cached_property
+    def functions(self) -> frozenset[str]:
+        """The names of those that the client calls."""
+        return frozenset(function.name for function in self.given.functions)
 
 
 def _narrowed(given: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -104,7 +118,12 @@ class _Talk:
         """All of them, the last one the end of the run."""
         try:
             while self._end is None:
-                step = self._call_tools() if self._said.pending else self._ask()
+                pending = self._said.pending
+                own = [call for call in pending if call.name not in self._choice.functions]
+                if pending and not own:  # the client calls them, and asks again
+                    self._end = End(reason="tool_calls")
+                    break
+                step = self._call_tools(own) if own else self._ask()
                 async with aclosing(step) as events:
                     async for event in events:
                         yield event
@@ -117,7 +136,7 @@ class _Talk:
         last = self._said.rounds + 1 >= self._most_rounds
         stream = self._model.stream(
             sendable([*self._before, *self._said.messages]),
-            [] if last else self._tools.specs(self._choice.tools),
+            [] if last else [*self._tools.specs(self._choice.tools), *self._choice.given.functions],
             Options(
                 model=self._choice.model,
                 deadline=self._run.deadline,
@@ -140,9 +159,9 @@ class _Talk:
         for checkpoint in self._saver.checkpoint(self._said):
             yield checkpoint
 
-    async def _call_tools(self) -> AsyncGenerator[Event | Checkpoint, None]:
-        """The calls that have no result, at the same time; each result as it comes, and a checkpoint with it."""
-        tasks = {asyncio.create_task(self._call(call)): call for call in self._said.pending}
+    async def _call_tools(self, calls: Sequence[Call]) -> AsyncGenerator[Event | Checkpoint, None]:
+        """At the same time; each result as it comes, and a checkpoint with it."""
+        tasks = {asyncio.create_task(self._call(call)): call for call in calls}
         try:
             while tasks:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

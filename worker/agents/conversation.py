@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from worker.agent import Turn
+from worker.agents.given import Given
 from worker.models.model import Call, Message, Usage
 from worker.tools.tool import parse_arguments
 
@@ -69,13 +70,21 @@ class Conversation(BaseModel):
         ]
 
 
-def opening(system: str | None, history: Iterable[Turn], query: str) -> list[Message]:
-    """How a conversation begins: instructions, the session's earlier turns, the query."""
+def opening(system: str | None, history: Iterable[Turn], query: str, given: Given | None = None) -> list[Message]:
+    """How a conversation begins: instructions, the session's earlier turns, what the run brings, the query.
+
+    `after` goes on with a query that an earlier run was asked too, and left open: its turn is not told twice.
+    """
+    system = "\n\n".join(filter(None, (system, given.instructions if given else None)))
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    for turn in history:
+    turns = list(history)
+    if given and given.after and turns and turns[-1].query == query:
+        turns.pop()
+    for turn in turns:
         messages.append({"role": "user", "content": turn.query})
         messages.append({"role": "assistant", "content": turn.answer + (_CUT if turn.cut else "")})
-    return [*messages, {"role": "user", "content": query}]
+    asked: Message = {"role": "user", "content": query}
+    return [*messages, *given.before, asked, *given.after] if given else [*messages, asked]
 
 
 def sendable(messages: Iterable[Message]) -> list[Message]:
