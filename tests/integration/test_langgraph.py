@@ -135,7 +135,7 @@ def test_a_run_goes_on_behind_its_tools_where_messages_are_all_of_its_state(stag
 async def test_a_graph_that_is_closed_leaves_no_task_behind(stage: Stage, query: str) -> None:
     graph = load(Settings(agents=(f"graph={MODULE}:graph",)))["graph"]
     events = graph(Run(request_id="5" * 32, query=query))
-    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]  # type: ignore[call-overload]
+    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]
     await events.aclose()  # type: ignore[attr-defined]
     assert seen[0] == "Token"
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -190,7 +190,7 @@ async def test_a_checkpoint_comes_behind_the_last_result_of_a_round(helper: Agen
 @pytest.mark.parametrize("query", ["[[tokens=10000]] [[pace=50]]", '[[say=x]] [[tool=waits {"mark": "/dev/null"}]]'])
 async def test_an_agent_that_is_closed_leaves_no_task_behind(helper: Agent, query: str) -> None:
     events = helper(run(query))
-    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]  # type: ignore[call-overload]
+    seen = [(await anext(events)).__class__.__name__ for _ in range(2)]
     await events.aclose()  # type: ignore[attr-defined]
     assert seen[0] == "Token"
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})

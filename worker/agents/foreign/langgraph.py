@@ -111,7 +111,7 @@ class _Brake(AsyncCallbackHandler):
     raise_error = True
     pulled = False
 
-    async def on_llm_new_token(self, token: str, **more: Any) -> None:
+    async def on_llm_new_token(self, *piece: Any, **more: Any) -> None:
         if self.pulled:
             raise asyncio.CancelledError
 
