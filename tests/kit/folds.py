@@ -7,6 +7,7 @@ from typing import Any
 
 from broker.events import Entry
 from broker.gateway.dialects.agent.fold import Agent
+from broker.gateway.dialects.aisdk.fold import AiSdk
 from broker.gateway.dialects.chat.fold import Chat
 from broker.gateway.dialects.dialect import Dialect, Frame
 from broker.gateway.dialects.native.fold import Native
@@ -22,6 +23,7 @@ FOLDS: dict[str, list[Dialect]] = {
     "session_chat": [SessionChat(1_700_000_000_000)],
     "agent": [Agent("s")],
     "prompt": [Prompt(REQUEST_ID)],
+    "aisdk": [AiSdk(REQUEST_ID, reset_step=False), AiSdk(REQUEST_ID, reset_step=True)],
     "openai": [Responses(Profile(request_id=REQUEST_ID, created_at=1_700_000_000, agent="chat"))],
 }
 """Every dialect, in all its variants, of the run that `logs` makes logs of."""
