@@ -26,7 +26,7 @@ _Flag = Annotated[bool, Strict()]
 
 
 class CreateBody(BaseModel):
-    """As OpenAI's; `agent`, `parameters` and `session_id` are ours. Fields that are not here are ignored."""
+    """As OpenAI's; `agent`, `parameters`, `session_id` and `cancel_if_unwatched` are ours. Other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -50,6 +50,7 @@ class CreateBody(BaseModel):
     agent: _Text | None = Field(None, description="Wins over `model`.")
     parameters: dict[str, Any] | None = Field(None, description="The agent's own parameters.")
     session_id: SessionId | None = None
+    cancel_if_unwatched: float | None = Field(None, ge=0, le=86400, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Asked:
     session_id: str | None
     previous: str | None
     """An id as the client sent it."""
+    cancel_if_unwatched: float | None
     background: bool
     stream: bool
 
@@ -83,6 +85,7 @@ def read(given: Any, settings: Settings) -> Asked:
         metadata=_metadata(body),
         session_id=body.session_id,
         previous=body.previous_response_id,
+        cancel_if_unwatched=body.cancel_if_unwatched,
         background=body.background is True,
         stream=body.stream is True,
     )

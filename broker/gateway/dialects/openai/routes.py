@@ -11,6 +11,7 @@ from starlette.responses import Response
 from broker.errors import BadRequest, RunNotFound, TooLarge, Unavailable
 from broker.events import dumps
 from broker.gateway import requests
+from broker.gateway.api import SubmitBody
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.openai import body, conversation
 from broker.gateway.dialects.openai.body import CHAT, Asked, CreateBody
@@ -131,9 +132,15 @@ class OpenAIApi:
             parameters = {**parameters, "after": after}
         if len(dumps(parameters)) > 2 * requests.MAX_BODY:
             raise TooLarge("The conversation has become too large.")
-        return Submission(
-            query=query, agent=asked.agent, session_id=session_id, parameters=parameters, metadata=asked.metadata
+        submit = SubmitBody(
+            query=query,
+            agent=asked.agent,
+            session_id=session_id,
+            parameters=parameters,
+            metadata=asked.metadata,
+            cancel_if_unwatched=asked.cancel_if_unwatched,
         )
+        return requests.submission_of(submit, self._settings)
 
     async def _previous(self, given: str, principal: Principal) -> tuple[str, Head]:
         request_id = request_id_of(given)
