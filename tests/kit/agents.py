@@ -232,15 +232,17 @@ async def steps(run: Run) -> Events:
     """`count` tokens, each with the attempt that wrote it: "2:17 " is the second attempt's; `pause` after each.
 
     Says first what it was restored to. With `every` it yields a checkpoint after so many tokens, and goes on after the
-    last one that survived. Its `finally` leaves a file `mark`.<attempt>, where one is named.
+    last one that survived. Its `finally` leaves a file `mark`.<attempt>, where one is named. With `until` there is more
+    until there is that file.
     """
     yield Data(name="restored", value=run.restored)
-    every = run.parameters.get("every")
+    n, every = (run.restored or {"done": 0})["done"], run.parameters.get("every")
     try:
-        for n in range((run.restored or {"done": 0})["done"], run.parameters["count"]):
+        while _unfinished(run, n):
             yield Token(text=f"{run.attempt}:{n} ")
-            if every and n % every == every - 1:
-                yield Checkpoint(state={"done": n + 1})
+            n += 1
+            if every and n % every == 0:
+                yield Checkpoint(state={"done": n})
             await asyncio.sleep(run.parameters.get("pause", 0))
     finally:
         if run.parameters.get("mark"):
@@ -254,6 +256,12 @@ async def kills(run: Run) -> Events:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _unfinished(run: Run, n: int) -> bool:
+    """Whether more than `n` are to come: `count`, and more until there is a file `until`, where one is named."""
+    until = run.parameters.get("until")
+    return n < run.parameters["count"] or bool(until and not Path(until).exists())
+
+
 def numbered(run: str, n: int) -> str:
     """The n-th token of a run: what is lost, doubled or another run's is seen in the text."""
     return f"{run[:8]}:{n} "
@@ -264,8 +272,8 @@ async def chatter(run: Run) -> Events:
 
     A later attempt begins again. The usage says how many they were.
     """
-    n, until = 0, run.parameters.get("until")
-    while n < run.parameters["count"] or (until and not Path(until).exists()):
+    n = 0
+    while _unfinished(run, n):
         yield Token(text=numbered(run.request_id, n))
         n += 1
         await asyncio.sleep(run.parameters.get("pause", 0))
@@ -274,9 +282,8 @@ async def chatter(run: Run) -> Events:
 
 async def stepper(run: Run) -> Events:
     """The same with a checkpoint after each `every`, from the last of which a later attempt goes on."""
-    every, until = run.parameters.get("every", 5), run.parameters.get("until")
-    n = (run.restored or {"done": 0})["done"]
-    while n < run.parameters["count"] or (until and not Path(until).exists()):
+    n, every = (run.restored or {"done": 0})["done"], run.parameters.get("every", 5)
+    while _unfinished(run, n):
         yield Token(text=numbered(run.request_id, n))
         n += 1
         if n % every == 0:

@@ -89,6 +89,10 @@ class Chat:
         shown: str = self.page.until(f"(t => t?.length >= {length} && t)({SHOWN}.at(-1))")
         return shown
 
+    def until_says(self, text: str) -> None:
+        """Until it is in the last text."""
+        self.page.until(f"{SHOWN}.at(-1)?.includes({json.dumps(text)})")
+
     def until_status(self, status: str, seconds: float = 20) -> None:
         self.page.until(f"{STATUS} === {json.dumps(status)}", seconds)
 
