@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from broker.events import Entry
 from broker.runs import keys
 from broker.runs.connections import connect
 from broker.runs.scripts import Scripts
@@ -24,6 +25,7 @@ from tests.kit.checker import check_log, check_poll, check_reader, entries_of
 from tests.kit.cluster import Cluster, slot_of
 from tests.kit.eventsource import Stream
 from tests.kit.http import Client, token
+from tests.kit.many import check_runs, path_of
 from tests.kit.processes import Gateway, Worker
 from tests.kit.redis_server import RedisServer, redis_6_2
 from tests.kit.runs import field, now_ms, running
@@ -122,6 +124,26 @@ async def serving(folder: Path, cluster: Cluster, **settings: Any) -> AsyncItera
 
 def slot_of_run(run: str) -> int:
     return slot_of(keys.run(run))
+
+
+async def test_many_runs_over_one_connection_come_from_all_shards(service: Service) -> None:
+    session, pause = secrets.token_hex(4), {"pause": 0.01}
+    runs = [await service.submit(f"a few words {n} {session}", session_id=session, parameters=pause) for n in range(8)]
+    assert len({slot_of_run(run) // 5462 for run in runs}) > 1, "all on one shard"
+    listed = await Stream().open(service.gateways[0].url, path_of(*runs), AUTH)
+    of_session = await Stream().open(service.gateways[1].url, path_of(session_id=session), AUTH)
+    runs.append(await service.submit(f"later {session}", session_id=session, parameters=pause))
+    assert await listed.ended(60) == "finished"
+    await of_session.until(lambda: [event.type for event in of_session.events].count("final") == 9)
+
+    def logs() -> dict[str, list[Entry]]:
+        with service.client(-1) as alice:
+            return {run: alice.log(run) for run in runs}
+
+    found = await asyncio.to_thread(logs)
+    check_runs(of_session.events, found)
+    check_runs(listed.events, {run: found[run] for run in runs[:8]})
+    await of_session.close()
 
 
 async def test_the_whole_path(service: Service) -> None:

@@ -315,6 +315,36 @@ async def test_a_session_comes_with_the_runs_that_are_there_and_those_that_are_s
             check_cursors(rest.events, event.id)
 
 
+async def test_a_session_from_now_on_is_its_floor_alone(place: Place, scribe: Scribe) -> None:
+    await submitted(place, "news", "old")
+    now_ms = await scribe.now_ms()
+    await asyncio.sleep(0.01)
+    async with streaming(place, path_of(session_id="news", last_event_id=str(now_ms))) as stream:
+        await stream.until(lambda: bool(stream.comments))
+        new = await submitted(place, "news", "new")
+        await stream.until(lambda: bool(stream.events))
+    assert [run_of(event) for event in stream.events] == [new]
+
+
+async def test_a_session_beats_while_redis_is_away_and_goes_on_when_it_is_back(place: Place, scribe: Scribe) -> None:
+    first = await submitted(place, "outage", "first")
+    async with (
+        streaming(place, path_of(session_id="outage")) as stream,
+        streaming(place, path_of(session_id="outage of nothing")) as silent,
+    ):
+        await stream.until(lambda: len(stream.events) == 1)
+        place.redis.pause()
+        try:
+            beats = len(stream.comments), len(silent.comments)
+            await stream.until(lambda: len(stream.comments) > beats[0] + 3 and len(silent.comments) > beats[1] + 1)
+        finally:
+            place.redis.resume()
+        second = await submitted(place, "outage", "second")
+        await stream.until(lambda: len(stream.events) == 2)
+        assert [run_of(event) for event in stream.events] == [first, second]
+        assert stream.ending is silent.ending is None
+
+
 async def test_a_session_of_somebody_else_is_an_empty_one_of_ones_own(place: Place, scribe: Scribe) -> None:
     mine = await submitted(place, "shared name", "mine")
     stream = Stream()
