@@ -11,18 +11,13 @@ from redis.asyncio import Redis
 
 from broker import sse
 from broker.events import Entry
-from broker.gateway.dialects.agent.fold import Agent
-from broker.gateway.dialects.chat.fold import Chat
-from broker.gateway.dialects.dialect import Dialect, Frame
-from broker.gateway.dialects.prompt.fold import Prompt
-from broker.gateway.dialects.session_chat.fold import SessionChat
+from broker.gateway.dialects.dialect import Frame
 from broker.gateway.reader import End
 from broker.ids import EventId
 from broker.runs import keys, log
 from broker.runs.scripts import Lease, Scripts
 from tests.kit import folds
 from tests.kit.hub import Gateway, Stream, append_silently, hub_of
-from tests.kit.logs import REQUEST_ID
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import FINAL, append, claim, lose_worker, roll_back, running, words
@@ -237,12 +232,13 @@ async def test_what_a_failover_took_for_ever_ends_the_stream_of_who_has_it(
     assert frames(has_it) == before + b"data: lost\n\n"
 
 
-@pytest.mark.parametrize("dialect", [Chat(REQUEST_ID, "s"), SessionChat(0), Agent("s"), Prompt(REQUEST_ID)])
+@pytest.mark.parametrize("name", ["chat", "session_chat", "agent", "prompt", "openai"])
 async def test_a_client_that_cannot_take_back_what_a_failover_took_is_told(
-    redis: Redis, scripts: Scripts, gateway: Gateway, dialect: Dialect
+    redis: Redis, scripts: Scripts, gateway: Gateway, name: str
 ) -> None:
     """Also one without ids: its stream is where it was when the log went back."""
     lease = await running(scripts)
+    [dialect] = folds.FOLDS[name]
     stream = await gateway.open(lease.request_id, dialect)
     await append(scripts, lease, 2, *words("aa", "b", "cc", "d"))
     await until(lambda: b'"d"' in stream.connection.data())

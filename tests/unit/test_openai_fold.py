@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from broker.events import Entry
 from broker.fold import outcome
-from broker.gateway.dialects.openai.fold import JUMP, Responses, position_of
+from broker.gateway.dialects.openai.fold import JUMP, Responses
 from broker.gateway.dialects.openai.response import Profile
-from broker.ids import EventId
 from tests.kit import openai_stream, sse
 from tests.kit.folds import body_of, folded, frames_of
 from tests.kit.logs import REQUEST_ID, attempt, entry, logs, start
@@ -80,16 +79,6 @@ def test_a_log_that_is_cut_anywhere_and_resumed_is_the_whole(log: list[Entry], d
         state, more = dialect().step(state, each)
         begun += more
     assert begun == frames
-
-
-@given(logs(), st.data())
-def test_an_event_id_stands_for_all_frames_of_the_events_up_to_it(log: list[Entry], data: st.DataObject) -> None:
-    at = data.draw(st.integers(0, len(log) - 1))
-    after = position_of(dialect(), log, log[at].id)
-    assert [frame for frame in frames_of(dialect(), log) if frame.position <= after] == frames_of(
-        dialect(), log[: at + 1]
-    )
-    assert position_of(dialect(), log, EventId(0, 0)) == -1
 
 
 @given(logs())

@@ -8,7 +8,7 @@ otherwise later, and a client that knows nothing of rewinds ends with the right 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from broker import sse
@@ -48,7 +48,7 @@ class Responses:
 
     key = ("openai",)
     seekable = False
-    exact = False
+    exact = True
     start = State()
 
     def __init__(self, profile: Profile) -> None:
@@ -266,17 +266,6 @@ def _frames(sequence: int, events: Sequence[Event], at: EventId) -> list[Frame]:
         )
         for n, (event_type, members) in enumerate(events)
     ]
-
-
-def position_of(dialect: Responses, entries: Iterable[Entry], event_id: EventId) -> int:
-    """The sequence number of the last frame that a client has who has seen the event; -1 where the log has it not, as
-    then nobody knows what the client has seen."""
-    state = dialect.start
-    for entry in entries:
-        state, _ = dialect.step(state, entry)
-        if entry.id == event_id:
-            return state.sequence - 1
-    return -1
 
 
 def _text(data: str) -> str:

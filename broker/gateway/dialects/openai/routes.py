@@ -16,9 +16,9 @@ from broker.gateway.auth import Principal
 from broker.gateway.dialects.openai import body, conversation
 from broker.gateway.dialects.openai.body import CHAT, Asked, CreateBody
 from broker.gateway.dialects.openai.errors import ErrorBody, PreviousNotFound, problem
-from broker.gateway.dialects.openai.fold import Responses, position_of
+from broker.gateway.dialects.openai.fold import Responses
 from broker.gateway.dialects.openai.response import Profile, request_id_of, response_id
-from broker.gateway.front import Front
+from broker.gateway.front import Front, fold
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.runs.record import Head, Question, Submission
 
@@ -173,13 +173,16 @@ class OpenAIApi:
             return await self._object(request_id)
         if cursor is not None:
             _, entries = await self._front.log(request_id)
-            starting_after = position_of(await self._dialect(request_id), entries, cursor.event_id)
+            seen = (entry for entry in entries if entry.id <= cursor.event_id)
+            starting_after = (await fold(await self._dialect(request_id), seen)).seen
         return await self._stream(request_id, head, principal, starting_after)
 
     async def _stream(self, request_id: str, head: Head, principal: Principal, after: int | None) -> Asgi:
-        return await self._front.stream(
-            request_id, head, principal, await self._dialect(request_id), after=after, come_again=False
-        )
+        dialect = await self._dialect(request_id)
+        if after is not None and head.finished:  # past the end is no other place than the end
+            end = await self._front.end(request_id, dialect)
+            after = after if end is None else min(after, end)
+        return await self._front.stream(request_id, head, principal, dialect, after=after, come_again=False)
 
     async def _dialect(self, request_id: str) -> Responses:
         question = await self._runs.question(request_id)
@@ -188,10 +191,8 @@ class OpenAIApi:
     async def _object(self, request_id: str) -> Response:
         dialect = await self._dialect(request_id)
         _, entries = await self._front.log(request_id)
-        state = dialect.start
-        for entry in entries:
-            state, _ = dialect.step(state, entry)
-        return _json(dialect.response(state), request_id)
+        folded = await fold(dialect, entries)
+        return _json(dialect.response(folded.state), request_id)
 
     async def input_items(self, request: Request, principal: Principal) -> Asgi:
         request_id = _request_id(request)
@@ -253,7 +254,8 @@ def _starting_after(request: Request) -> int | None:
     if not re.fullmatch(r"-?\d{1,15}", text, re.ASCII):
         message = "starting_after is a sequence number."
         raise BadRequest(message, errors=[{"field": "starting_after", "message": message}])
-    return int(text)
+    number = int(text)
+    return number if number >= 0 else None
 
 
 def _json(text: str, request_id: str) -> Response:
