@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from broker.gateway.channel import Channel
 from broker.gateway.pages import Damaged, Pages
 from broker.gateway.reader import End, Reader
-from broker.ids import START
+from broker.ids import START, EventId
 from broker.runs import log
 from broker.runs.connections import is_away
 
@@ -53,11 +53,13 @@ class Follower:
                     return End.FINISHED
                 reader.lost = True
                 continue
-            if not reader.verified:
+            if reader.shown is not None and reader.shown <= channel.end:
+                await self._verify_shown(reader, reader.shown)
+            elif not reader.verified:
                 await self._verify(reader)
             elif reader.position < channel.end:
                 await self._advance(reader)
-            elif channel.finished and not (reader.ahead_of(channel.end) and view.can_lose):
+            elif channel.finished and not (reader.ahead_of(channel.end) and reader.can_be_lost):
                 return End.FINISHED
             elif reader.ahead_of(channel.end):
                 await self._await_repair(reader)
@@ -89,6 +91,9 @@ class Follower:
             while reader.sink.paused and reader.ending is None:
                 await reader.sink.drain()
             if reader.ending is not None or not reader.verified or reader.lost:
+                return
+            if reader.shown is not None and part.last >= reader.shown:
+                await self._verify_shown(reader, reader.shown)
                 return
             reader.write(part)
 
@@ -122,19 +127,29 @@ class Follower:
         if not known and reader.position == position:
             self._lost(reader)
 
+    async def _verify_shown(self, reader: Reader, shown: EventId) -> None:
+        """What a client that cannot start again was shown of a log that was rolled back may be in no log any more."""
+        try:
+            known = await log.has(self._redis, reader.view.channel.request_id, shown)
+        except Exception as error:
+            await self._hold(reader, error)
+            return
+        if reader.shown == shown:
+            reader.shown, reader.lost = None, not known
+
     async def _await_repair(self, reader: Reader) -> None:
         """The log ends below the cursor. Its writer may yet append again what a failover took."""
         view, channel, loop = reader.view, reader.view.channel, asyncio.get_running_loop()
         if channel.finished:
             self._lost(reader)
             return
-        give_up = loop.time() + self._repair_seconds if view.can_lose else math.inf
+        give_up = loop.time() + self._repair_seconds if reader.can_be_lost else math.inf
         reader.waiting = True
         reader.write_bytes(view.dialect.heartbeat("waiting for repair"))
         try:
             while reader.ahead_of(channel.end) and reader.ending is None and not channel.gone:
                 left = give_up - loop.time()
-                if left <= 0 or (channel.finished and view.can_lose):
+                if left <= 0 or (channel.finished and reader.can_be_lost):
                     self._lost(reader)
                     return
                 if channel.finished:

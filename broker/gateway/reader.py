@@ -121,6 +121,7 @@ class Reader(Sleeper):
         "folded",
         "lost",
         "position",
+        "shown",
         "sink",
         "turn",
         "verified",
@@ -138,6 +139,8 @@ class Reader(Sleeper):
         self.after = after
         """None as soon as there is nothing more to leave out."""
         self.folded = Folded(view.dialect.start, None)
+        self.shown: EventId | None = None
+        """The last event that the client was shown before the log was found rolled back; None once it is there."""
         self.lost = False
         """Whether the frame at `after` is not in the log, though what comes after it is."""
         self.verified = False
@@ -173,8 +176,15 @@ class Reader(Sleeper):
             self.after = None
         return part.data[ends[known - 1] if known else 0 :] if not self.lost else b""
 
+    @property
+    def can_be_lost(self) -> bool:
+        """Whether what the client has may turn out not to be in the log."""
+        return self.view.dialect.seekable or self.view.dialect.exact or self.shown is not None
+
     def ahead_of(self, end: EventId) -> bool:
         """Whether the client has more than a log that ends there."""
+        if self.shown is not None and self.shown > end:
+            return self.position == end
         return self.position > end or (self.after is not None and self.position == end)
 
     def fold_again(self) -> None:
@@ -182,6 +192,7 @@ class Reader(Sleeper):
         if self.view.dialect.seekable or self.position == START:
             return
         self.after = self.folded.seen if self.after is None else self.after
+        self.shown = max(self.shown or START, self.position)
         self.position, self.folded = START, Folded(self.view.dialect.start, None)
 
     def write_bytes(self, data: bytes) -> None:

@@ -64,11 +64,6 @@ class View:
         """None where it is not known before a reader brings it, which has folded the log up to there."""
         return Folded(self.dialect.start, None) if self.dialect.seekable or self.channel.end == START else None
 
-    @property
-    def can_lose(self) -> bool:
-        """Whether a client's cursor can be one that the log does not know."""
-        return self.dialect.seekable or self.dialect.exact
-
     def join(self, reader: Reader) -> None:
         """`reader` has everything up to the channel's end, and gets what comes."""
         if self._folded is None:

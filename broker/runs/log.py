@@ -41,6 +41,10 @@ async def read_outcome(redis: Redis, record: Record) -> Outcome:
     return outcome(entry for entry in entries if entry.id <= record.end)
 
 
+async def has(redis: Redis, request_id: str, event_id: EventId) -> bool:
+    return bool(await redis.xrange(keys.log(request_id), min=str(event_id), max=str(event_id)))
+
+
 async def has_epoch(redis: Redis, request_id: str, epoch: int) -> bool:
     """Whether the log has any entry of `epoch`: a cursor of another one is lost (PROTOCOL 6.5)."""
     return bool(await redis.xrange(keys.log(request_id), min=str(epoch), max=str(epoch), count=1))

@@ -16,6 +16,7 @@ from broker.gateway.dialects.aisdk.state import State
 from broker.gateway.dialects.dialect import Frame
 
 _GONE = "This run no longer exists."
+_LOST = "What was shown was lost in a failover. Load the page again for the answer."
 
 
 class AiSdk:
@@ -53,8 +54,7 @@ class AiSdk:
         return loose({"type": "error", "errorText": _GONE}, {"type": "finish"})
 
     def lost(self) -> bytes:
-        """Does not happen: a count of chunks is not `exact`."""
-        return self.gone()
+        return loose({"type": "error", "errorText": _LOST}, {"type": "finish"})
 
     def closing(self, retry_ms: int) -> bytes:
         return sse.retry(retry_ms)
