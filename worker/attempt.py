@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -27,6 +28,8 @@ CLOSE_SECONDS = 5.0
 
 
 _TYPES = frozenset(kind.type for kind in AGENT)
+_PASSED = _TYPES - {Final.type, Error.type}
+"""What may be Encoded: an end is an event here too."""
 
 
 class Refused(Exception):
@@ -39,6 +42,15 @@ class Refused(Exception):
 
 class WorkerLost(Exception):
     """What executes the agent has died: the run goes on as if its worker had (PROTOCOL 4.4)."""
+
+
+class Encoded(NamedTuple):
+    """An event of an agent that is driven elsewhere, as that driver has checked and encoded it. `data` is taken as it
+    is, if it can be what such a driver makes.
+    """
+
+    type: str
+    data: str
 
 
 class Sink(Protocol):
@@ -122,16 +134,19 @@ class Driver:
                 logger.exception("an agent's cleanup failed", extra={"request_id": run.request_id})
 
     async def _event(self, item: object) -> None:
-        if not isinstance(item, AGENT):
+        if isinstance(item, Encoded):
+            kind, data, text = _checked(item)
+        elif isinstance(item, AGENT):
+            kind, data, text = item.type, _sized(item), item.text if isinstance(item, Token) else None
+        else:
             raise Refused("invalid_event", f"The agent yielded {type(item).__name__}, which is not an event.")
-        data = _sized(item)
         self._events += 1
         self._bytes += len(data)
         if self._events > MAX_LOG_EVENTS - RESERVED_EVENTS or self._bytes > MAX_LOG_BYTES - 2 * MAX_EVENT_BYTES:
             raise Refused("log_full", f"The run has {MAX_LOG_EVENTS} events or {MAX_LOG_BYTES} bytes, the most it may.")
-        if isinstance(item, Token):
-            self._tokens.append(item.text)
-        await self._sink.put(item.type, data)
+        if text is not None:
+            self._tokens.append(text)
+        await self._sink.put(kind, data)
         self.count += 1
 
     async def _checkpoint(self, item: Checkpoint) -> None:
@@ -169,12 +184,32 @@ def _sized(event: Event) -> str:
     if event.type not in _TYPES:
         raise Refused("invalid_event", f"The agent yielded a {type(event).__name__} whose type is not one of ours.")
     data = _json(event)
+    _bounded(event.type, data)
+    return data
+
+
+def _bounded(kind: str, data: str) -> None:
     if len(data) > MAX_EVENT_BYTES:
         raise Refused(
             "event_too_large",
-            f"The agent yielded a {event.type} of {len(data)} bytes, above the {MAX_EVENT_BYTES} allowed.",
+            f"The agent yielded a {kind} of {len(data)} bytes, above the {MAX_EVENT_BYTES} allowed.",
         )
-    return data
+
+
+def _checked(item: Encoded) -> tuple[str, str, str | None]:
+    """The event's type, its data, and a token's text. Raises Refused for what is no event on one line of ASCII: one
+    broken frame would break the streams of everyone who reads the run.
+    """
+    kind, data = item
+    _bounded(kind, data)
+    try:
+        fields = json.loads(data) if data.isascii() and data.isprintable() else None
+    except (ValueError, RecursionError):
+        fields = None
+    text = fields.get("text") if isinstance(fields, dict) else None
+    if kind not in _PASSED or not isinstance(fields, dict) or (kind == Token.type and not isinstance(text, str)):
+        raise Refused("invalid_event", "The agent's process sent what is not an event.")
+    return kind, data, text if kind == Token.type else None
 
 
 def _failed(run: Run) -> Error:

@@ -13,13 +13,13 @@ from typing import Any, cast
 import pytest
 
 from broker.errors import Misconfigured
-from broker.events import Final, Token
+from broker.events import Final
 from broker.settings import Settings
 from tests.kit.processes import AGENTS
 from tests.kit.waiting import until
 from worker import Run
 from worker.agent import Agent
-from worker.attempt import WorkerLost
+from worker.attempt import Encoded, WorkerLost
 from worker.processes import execution as execution_module
 from worker.processes.messages import WINDOW
 from worker.processes.pool import Pool
@@ -55,7 +55,7 @@ async def test_an_agent_that_outruns_its_reader_waits(agents: dict[str, Agent], 
     await asyncio.sleep(0.3)
     assert int(mark.read_text()) == WINDOW
     taken += [event async for event in events if not isinstance(event, Final)]
-    assert [event.text for event in taken] == [f"{n} " for n in range(500)]
+    assert taken == [Encoded("token", f'{{"text":"{n} "}}') for n in range(500)]
 
 
 async def test_an_agent_that_is_closed_while_it_waits_runs_its_finally(
@@ -142,7 +142,7 @@ async def test_an_agent_that_does_not_end_is_waited_for_and_keeps_no_other_from_
 ) -> None:
     monkeypatch.setattr(execution_module, "CLOSE_SECONDS", 0.3)
     stubborn = begin(agents["stubborn"], run())
-    assert await anext(stubborn) == Token(text="I ")
+    assert await anext(stubborn) == Encoded("token", '{"text":"I "}')
     closing = asyncio.create_task(stubborn.aclose())
     await asyncio.sleep(1)
     assert not closing.done()

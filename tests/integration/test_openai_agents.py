@@ -194,3 +194,11 @@ async def test_an_agent_that_is_closed_leaves_no_task_behind(helper: Agent, quer
     await events.aclose()  # type: ignore[attr-defined]
     assert seen[0] == "Token"
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+async def test_an_agent_that_is_closed_while_nobody_takes_its_text_ends_its_model(stage: Stage, helper: Agent) -> None:
+    events = helper(run("unread [[tokens=200000]] [[pace=20000]]"))
+    await anext(events)
+    await asyncio.sleep(1)  # by then more has come than is read ahead
+    await events.aclose()  # type: ignore[attr-defined]
+    await asyncio.to_thread(stage.stub.until_ended, "disconnected", "unread [[")

@@ -44,6 +44,7 @@ from worker.attempt import (
     MAX_LOG_BYTES,
     MAX_LOG_EVENTS,
     RESERVED_EVENTS,
+    Encoded,
     Outcome,
     execute,
 )
@@ -420,6 +421,46 @@ async def test_an_event_beyond_the_cap_ends_the_run(attempts: Attempts, name: st
     assert ended.error["code"] == "event_too_large"
     assert texts(ended.entries) == ["before"]
     assert all(len(entry.data) <= MAX_EVENT_BYTES for entry in ended.entries)
+
+
+async def test_what_was_checked_and_encoded_elsewhere_is_stored_as_it_is(attempts: Attempts) -> None:
+    data = '{"text":"a\\u00e9 ","more":1}'
+
+    async def agent(run: Run) -> AsyncIterator[Encoded]:
+        yield Encoded("token", data)
+        yield Encoded("data", '{"name":"n","value":null}')
+        yield Encoded("token", '{"text":"b"}')
+
+    ended = await attempts.run(cast("Agent", agent))
+    assert [entry.data for entry in ended.entries if entry.type in ("token", "data")] == [
+        data, '{"name":"n","value":null}', '{"text":"b"}']  # fmt: skip
+    assert ended.final["answer"] == "aé b"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "code"),
+    [
+        ("token", "{", "invalid_event"),
+        ("token", '{"text":"a"}\n', "invalid_event"),
+        ("token", '{"text":\r"a"}', "invalid_event"),
+        ("token", '{"text":"\u2028"}', "invalid_event"),
+        ("token", '{"text":1}', "invalid_event"),
+        ("data", "[]", "invalid_event"),
+        ("data", "[" * 60_000, "invalid_event"),
+        ("attempt", '{"attempt":2}', "invalid_event"),
+        ("final", '{"answer":"x"}', "invalid_event"),
+        ("data", '{"name":"' + "x" * MAX_EVENT_BYTES + '"}', "event_too_large"),
+    ],
+)
+async def test_what_is_said_to_be_encoded_and_is_not_an_event_ends_the_run(
+    attempts: Attempts, kind: str, data: str, code: str
+) -> None:
+    async def agent(run: Run) -> AsyncIterator[Encoded]:
+        yield Encoded(kind, data)
+
+    ended = await attempts.run(cast("Agent", agent))
+    assert ended.error["code"] == code
+    assert [entry.type for entry in ended.entries] == ["start", "attempt", "error"]
 
 
 async def test_an_event_of_exactly_the_cap_is_taken(attempts: Attempts) -> None:

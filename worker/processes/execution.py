@@ -9,9 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from broker.events import AGENT, Event
+from broker.events import Error, Event, Final
 from worker.agent import Checkpoint, Run
-from worker.attempt import CLOSE_SECONDS, WorkerLost
+from worker.attempt import CLOSE_SECONDS, Encoded, WorkerLost
 from worker.processes.messages import WINDOW, Call, Close, Credit, Ended, Result, Saved, Yielded
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_EVENTS = {kind.type: kind for kind in AGENT}
+_ENDS: dict[str, type[Final | Error]] = {Final.type: Final, Error.type: Error}
 
 
 class Execution:
@@ -55,7 +55,7 @@ class Execution:
         self.abandoned = True
         self._process.send(Close(self._number))
 
-    async def next(self) -> Event | Checkpoint:
+    async def next(self) -> Encoded | Event | Checkpoint:
         """What the agent yields next. Raises WorkerLost where its process has ended before."""
         if self._taken == WINDOW // 2:
             self._process.send(Credit(self._number, self._taken))
@@ -109,11 +109,13 @@ class Execution:
         self._process.send(Result(self._number, call.call, value, error))
 
 
-def _decoded(item: Yielded | Saved | Ended) -> Event | Checkpoint:
+def _decoded(item: Yielded | Saved | Ended) -> Encoded | Event | Checkpoint:
     """Checked already, by the driver in the process."""
+    if isinstance(item, Yielded):
+        return Encoded(item.type, item.data)
     if isinstance(item, Saved):
         return Checkpoint(state=json.loads(item.state))
-    return _EVENTS[item.type].model_construct(**json.loads(item.data))
+    return _ENDS[item.type].model_construct(**json.loads(item.data))
 
 
 async def within(seconds: float, event: asyncio.Event) -> bool:

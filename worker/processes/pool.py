@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import cast
 
 from broker.errors import Misconfigured
 from broker.events import Error, Event, Final
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
+from worker.attempt import Encoded
 from worker.processes.execution import Execution
 from worker.processes.process import PING_SECONDS, AgentProcess
 
@@ -58,9 +60,9 @@ class Pool:
         await asyncio.gather(*(process.stop() for process in self._processes))
 
     def _agent(self, name: str) -> Agent:
-        async def agent(run: Run) -> AsyncIterator[Event | Checkpoint]:
+        async def agent(run: Run) -> AsyncIterator[Encoded | Event | Checkpoint]:
             execution = await self._begin(name, run)
-            event: Event | Checkpoint | None = None
+            event: Encoded | Event | Checkpoint | None = None
             try:
                 while not isinstance(event, (Final, Error)):
                     event = await execution.next()
@@ -68,7 +70,7 @@ class Pool:
             finally:
                 await execution.close()
 
-        return agent
+        return cast("Agent", agent)  # users' agents have nothing to do with what is Encoded
 
     async def _begin(self, name: str, run: Run) -> Execution:
         """Executes it where it begins soon: a process may have been blocked just when it was chosen.
