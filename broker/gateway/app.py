@@ -31,6 +31,22 @@ from broker.runs.queue import Queue
 from broker.runs.store import Runs
 from broker.settings import Settings
 
+_STAINLESS = [
+    f"X-Stainless-{name}"
+    for name in (
+        "Arch",
+        "Helper-Method",
+        "Lang",
+        "OS",
+        "Package-Version",
+        "Poll-Helper",
+        "Retry-Count",
+        "Runtime",
+        "Runtime-Version",
+        "Timeout",
+    )
+]
+"""What OpenAI's SDK says of itself, in a page too."""
 COMMAND_CONNECTIONS = 4
 QUEUE_CONNECTIONS = 2
 _NOBODY = Principal(Owner("", ""), frozenset(), None)
@@ -135,7 +151,15 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
         CORSMiddleware,
         allow_origins=list(origins),
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "If-None-Match",
+            "Last-Event-ID",
+            "Prefer",
+            *_STAINLESS,
+        ],
         expose_headers=[
             "Content-Location",
             "ETag",

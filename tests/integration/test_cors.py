@@ -23,6 +23,7 @@ ROUTES = [
     ("GET", f"{RUN}/stream"),
     ("GET", f"{RUN}/events"),
     ("POST", f"{RUN}/cancel"),
+    ("POST", "/v1/responses"),
 ]
 SENT = "authorization, content-type, idempotency-key, if-none-match, last-event-id, prefer"
 READ = {"content-location", "etag", "location", "preference-applied", "retry-after", "x-request-id"}
@@ -73,6 +74,12 @@ def test_a_page_of_another_origin_may_send_nothing(gateway: Gateway, origin: str
         response = preflight(gateway.url, path, origin, method)
         assert response.status_code == 400
         assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_openais_sdk_in_a_page_may_say_what_it_is(gateway: Gateway) -> None:
+    said = ("arch", "lang", "os", "package-version", "retry-count", "runtime", "runtime-version", "timeout")
+    headers = ", ".join(["authorization", "content-type", *(f"x-stainless-{name}" for name in said)])
+    assert preflight(gateway.url, "/v1/responses", APP, "POST", headers).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "headers"), [("PATCH", ""), ("PUT", ""), ("GET", "x-evil")])

@@ -15,7 +15,7 @@ from broker import sse
 from broker.events import Entry, dumps
 from broker.gateway.dialects.dialect import Frame
 from broker.gateway.dialects.openai import items
-from broker.gateway.dialects.openai.items import Call, Event, Item, Kind, Status, Text
+from broker.gateway.dialects.openai.items import Call, Event, Item, Kind, Status
 from broker.gateway.dialects.openai.response import End, Printer, Profile, error_json, usage_json
 from broker.ids import EventId
 
@@ -71,7 +71,8 @@ class Responses:
         if handler is None:
             return state, ()
         state, events = handler(state, entry)
-        return state._replace(sequence=state.sequence + len(events)), _frames(state.sequence, events, entry.id)
+        frames = _frames(state.sequence, events, entry.id)
+        return State(state.sequence + len(events), state.places, state.newest, state.status, state.end), frames
 
     def ended(self, state: State) -> bool:
         return state.end is not None
@@ -91,10 +92,13 @@ class Responses:
         return sse.comment(text)
 
     def gone(self) -> bytes:
-        return _broken("This response no longer exists.")
+        return _broken("run_not_found", "This response no longer exists.")
 
     def lost(self) -> bytes:
-        return _broken("This stream cannot be resumed from there.")
+        return _broken(
+            "cursor_lost",
+            "What was streamed was lost in a failover. Retrieve the response, or its stream from the start.",
+        )
 
     def closing(self, retry_ms: int) -> bytes:
         return sse.retry(retry_ms)
@@ -146,7 +150,7 @@ class Responses:
         item = state.newest
         assert item is not None
         events.append(items.delta(item, text))
-        return state._replace(newest=item._replace(text=Text(at, text, item.text), at=at)), events
+        return State(state.sequence, state.places, item.grown(at, text), state.status, state.end), events
 
     def _opened(self, state: State, kind: Kind, at: EventId) -> tuple[State, list[Event]]:
         item = self._item(state, kind, at)
@@ -282,7 +286,7 @@ def _as_text(value: Any, *, otherwise: str) -> str:
     return value if isinstance(value, str) else dumps(value)
 
 
-def _broken(message: str) -> bytes:
+def _broken(code: str, message: str) -> bytes:
     """An error in the middle of a stream, for which the SDKs raise an APIError."""
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "run_not_found"}
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
     return sse.frame("error", dumps({"type": "error", "error": error}))

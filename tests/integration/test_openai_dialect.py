@@ -1,0 +1,139 @@
+"""The dialect `openai` over plain HTTP: what holds whatever client asks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.conformance.test_lossless_text import ALL, NASTY
+from tests.conftest import Service
+from tests.kit import openai_stream, sse
+from tests.kit.http import Client
+from tests.kit.openai_stream import output_text
+
+ROUTE = "/v1/responses"
+METADATA = {"".join(NASTY[n::16]): "".join(NASTY[n::16]) for n in range(16)}
+HEADERS = {"date", "content-type", "content-length", "cache-control", "x-request-id"}
+
+
+def ask(client: Client, agent: str = "echo", query: str = "one two", **body: Any) -> dict[str, Any]:
+    answer = client.post(ROUTE, json={"model": agent, "input": query, **body})
+    assert answer.status_code == 200, answer.text
+    response: dict[str, Any] = answer.json()
+    return response
+
+
+def stream(client: Client, response: str, **params: Any) -> bytes:
+    answer = client.get(f"{ROUTE}/{response}", params={"stream": "true", **params})
+    assert answer.status_code == 200, answer.text
+    return answer.content.partition(b"\n")[2]  # without `retry:`
+
+
+def test_two_gateways_and_two_replays_give_the_same_bytes(alice: Client, alice_elsewhere: Client) -> None:
+    body = {"model": "varied", "input": "x", "stream": True, "parameters": {"count": 60, "every": 7, "pause": 0.01}}
+    live = alice.post(ROUTE, json=body)
+    events = openai_stream.parse(live.content)
+    response = events[0]["response"]["id"]
+    assert openai_stream.check(events).ended
+    assert live.content.partition(b"\n")[2] == stream(alice, response) == stream(alice_elsewhere, response)
+    assert live.headers["x-request-id"] == response.removeprefix("resp_")
+
+
+def test_either_form_of_an_id_names_the_response(alice: Client) -> None:
+    response = ask(alice)["id"]
+    for name in (response, response.removeprefix("resp_")):
+        assert alice.get(f"{ROUTE}/{name}").json()["id"] == response
+
+
+def test_last_event_id_goes_on_behind_the_event(alice: Client) -> None:
+    """For clients that know nothing of sequence numbers. An id that the log has not is the beginning."""
+    response = ask(alice, "tokens", parameters={"count": 5})["id"]
+    whole = stream(alice, response)
+    events = sse.parse(whole)
+    for last in {event.id for event in events if event.id}:
+        rest = alice.get(f"{ROUTE}/{response}?stream=true&starting_after=0", headers={"Last-Event-ID": last}).content
+        seen = next(n for n, event in enumerate(events) if event.id == last)
+        assert [event.data for event in sse.parse(rest)] == [event.data for event in events[seen + 1 :]]
+    assert stream(alice, response, last_event_id="999-1") == whole
+    refused = alice.get(f"{ROUTE}/{response}?stream=true", headers={"Last-Event-ID": "nonsense"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_cursor")
+
+
+def test_a_previous_response_of_somebody_else_is_none(service: Service, alice: Client, subject: str) -> None:
+    with service.client(f"not-{subject}") as bob:
+        foreign = ask(bob)["id"]
+    missing = f"resp_{'0' * 32}"
+    answers = [
+        alice.post(ROUTE, json={"model": "echo", "input": given, "previous_response_id": previous})
+        for previous in (foreign, missing, "nonsense")
+        for given in ("x", [{"type": "function_call_output", "call_id": "x", "output": "y"}])
+    ]
+    assert {answer.status_code for answer in answers} == {400}
+    assert len({answer.content for answer in answers if b"previous_response_not_found" in answer.content}) == 1
+    assert not any(foreign in answer.text for answer in answers)
+    assert len(alice.get("/api/v1/runs").json()["runs"]) == 0
+
+
+def test_a_session_may_be_named_but_not_two(alice: Client) -> None:
+    first = ask(alice, session_id="a-session")
+    assert alice.run(first["id"].removeprefix("resp_"))["session_id"] == "a-session"
+    body = {"model": "echo", "input": "more", "previous_response_id": first["id"]}
+    assert alice.post(ROUTE, json={**body, "session_id": "a-session"}).status_code == 200
+    refused = alice.post(ROUTE, json={**body, "session_id": "another"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "session_id")
+
+
+def test_the_same_key_is_the_same_response(alice: Client) -> None:
+    body = {"model": "echo", "input": "once"}
+    answers = [alice.post(ROUTE, json=body, headers={"Idempotency-Key": "k"}).json()["id"] for _ in range(2)]
+    assert answers[0] == answers[1] != ask(alice, query="once")["id"]
+    refused = alice.post(ROUTE, json={**body, "input": "other"}, headers={"Idempotency-Key": "k"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "idempotency_key_reused")
+
+
+def test_a_run_of_the_native_api_is_a_response_too(alice: Client) -> None:
+    request_id = alice.submit("native", agent="echo", metadata={"n": 1}, parameters={"temperature": "hot"})
+    alice.finished(request_id)
+    response = alice.get(f"{ROUTE}/{request_id}").json()
+    assert (response["model"], response["metadata"], response["temperature"]) == ("echo", {"n": "1"}, None)
+    assert output_text(response) == "native"
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_no_text_becomes_an_event_a_line_or_a_header(alice: Client, error: bool) -> None:
+    """P18, in every field that an agent, a tool or a user can influence."""
+    body = {
+        "model": "speaks",
+        "input": ALL,
+        "instructions": ALL,
+        "metadata": METADATA,
+        "session_id": ALL[:255],
+        "stream": True,
+        "parameters": {"texts": [*NASTY], "error": error, "model": ALL},
+    }
+    headers = {"Content-Type": "application/json"}
+    live = alice.post(ROUTE, content=json.dumps(body), headers=headers)
+    events = openai_stream.parse(live.content)
+    assert openai_stream.check(events).ended
+    response = events[-1]["response"]
+    if error:
+        assert response["error"] == {"code": NASTY[-1], "message": NASTY[-1]}
+        assert output_text(response) == "".join(NASTY)
+    else:
+        assert output_text(response) == NASTY[-1]
+    assert (response["model"], response["instructions"]) == (ALL, ALL)
+    assert response["metadata"] == METADATA
+    calls = [item for item in response["output"] if item["type"] == "function_call"]
+    assert [(item["name"], json.loads(item["arguments"])) for item in calls] == [(t, {t: [t]}) for t in NASTY]
+    outputs = [item for item in response["output"] if item["type"] == "function_call_output"]
+    assert [item["output"] for item in outputs] == list(NASTY)
+    route = f"{ROUTE}/{response['id']}"
+    polled = alice.get(route)
+    assert polled.json() == response
+    items = alice.get(f"{route}/input_items")
+    assert items.json()["data"][0]["content"] == [{"type": "input_text", "text": ALL}]
+    for answer in (polled, items):
+        assert answer.content.isascii() and set(answer.headers) <= HEADERS
+    assert live.content.isascii() and live.content.count(b"\n") == len(live.content.splitlines())
