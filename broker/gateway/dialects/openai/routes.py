@@ -20,6 +20,7 @@ from broker.gateway.dialects.openai.fold import Responses
 from broker.gateway.dialects.openai.response import Profile, request_id_of, response_id
 from broker.gateway.front import Front, fold
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
+from broker.ids import EventId
 from broker.runs.record import Head, Question, Submission
 
 _WAITED_LONGER = 60.0
@@ -172,9 +173,7 @@ class OpenAIApi:
             await self._front.wait(request, request_id, head, 0)
             return await self._object(request_id)
         if cursor is not None:
-            _, entries = await self._front.log(request_id)
-            seen = (entry for entry in entries if entry.id <= cursor.event_id)
-            starting_after = (await fold(await self._dialect(request_id), seen)).seen
+            starting_after = await self._seen(request_id, cursor.event_id)
         return await self._stream(request_id, head, principal, starting_after)
 
     async def _stream(self, request_id: str, head: Head, principal: Principal, after: int | None) -> Asgi:
@@ -183,6 +182,14 @@ class OpenAIApi:
             end = await self._front.end(request_id, dialect)
             after = after if end is None else min(after, end)
         return await self._front.stream(request_id, head, principal, dialect, after=after, come_again=False)
+
+    async def _seen(self, request_id: str, event_id: EventId) -> int | None:
+        """The last sequence number of a client that has seen the event; None where the log has it not, as then nobody
+        knows what the client has seen."""
+        _, entries = await self._front.log(request_id)
+        last = next((number for number, entry in enumerate(entries, 1) if entry.id == event_id), 0)
+        seen: int | None = (await fold(await self._dialect(request_id), entries[:last])).seen
+        return seen
 
     async def _dialect(self, request_id: str) -> Responses:
         question = await self._runs.question(request_id)
