@@ -41,12 +41,9 @@ SessionId = Annotated[
 ]
 
 
-class SubmitBody(BaseModel):
-    """A query for an agent. The same query by the same owner joins the run that is under way."""
+class RunOptions(BaseModel):
+    """What may be said of a run beside its query."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    query: Query = Field(description="What the agent shall do.")
     agent: Annotated[str, Strict()] | None = Field(None, description="One of the configured agents.")
     session_id: SessionId | None = Field(None, description="Groups runs; made up when absent.")
     parameters: Object = Field(default_factory=dict, description="The agent's own parameters; part of the query.")
@@ -58,6 +55,14 @@ class SubmitBody(BaseModel):
         strict=True,
         description="Cancel the run when nobody has read it or asked for it for so many seconds. Off by default.",
     )
+
+
+class SubmitBody(RunOptions):
+    """A query for an agent. The same query by the same owner joins the run that is under way."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Query = Field(description="What the agent shall do.")
 
 
 class Links(BaseModel):

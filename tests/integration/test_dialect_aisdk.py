@@ -112,10 +112,19 @@ async def test_only_the_last_message_is_the_query_and_the_session_is_its_history
     assert [each["data"]["query"] for each in message.transient if each["type"] == "data-turn"] == ["first"]
 
 
-async def test_agent_and_parameters_go_through(service: Service, subject: str) -> None:
+async def test_what_a_submit_may_say_of_a_run_may_a_message_too(service: Service, subject: str) -> None:
     chat = Chat(service.gateways[0].url, subject, "a chat")
-    message = await whole(await chat.send("x", agent="burst", parameters={"count": 3, "size": 2}))
+    about: dict[str, Any] = {
+        "agent": "burst",
+        "parameters": {"count": 3, "size": 2},
+        "metadata": {"a": 1},
+        "session_id": "other",
+    }
+    message = await whole(await chat.send("x", **about))
     assert message.text == "xxxxxx"
+    with service.client(subject) as client:
+        run = client.run(str(message.id))
+    assert (run["agent"], run["metadata"], run["session_id"]) == ("burst", {"a": 1}, "other")
 
 
 async def test_every_kind_of_event_is_shown(service: Service, subject: str) -> None:
@@ -488,6 +497,7 @@ QUESTION = {"role": "user", "parts": [{"type": "text", "text": "x"}]}
         ({"messages": [QUESTION], "id": "a/b"}, 422, "id: A chat's id has no slash"),
         ({"messages": [QUESTION], "agent": "nobody"}, 422, "agent: Unknown agent; this service has: "),
         ({"messages": [QUESTION], "parameters": []}, 422, "parameters: "),
+        ({"messages": [QUESTION], "cancel_if_unwatched": 0}, 422, "cancel_if_unwatched: At least "),
         ({"messages": [{"role": "user", "parts": [{"type": "text", "text": "x" * 300_000}]}]}, 413, "The last message"),
         ({"messages": [QUESTION], "more": "x" * 1_100_000}, 413, "The body is larger than 1048576 bytes."),
     ],

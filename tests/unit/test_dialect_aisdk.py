@@ -290,8 +290,9 @@ def test_a_cancelled_run_is_aborted_without_a_reason() -> None:
     assert made[-3:] == [{"type": "text-end", "id": "text-2"}, {"type": "abort"}, {"type": "finish"}]
 
 
-def test_a_run_that_is_gone_is_an_error_and_an_end() -> None:
-    assert [chunk["type"] for chunk in chunks_of(dialect().gone())] == ["error", "finish"]
+def test_a_run_that_is_gone_and_a_place_that_is_lost_are_an_error_and_an_end() -> None:
+    for body in (dialect().gone(), dialect().lost()):
+        assert [chunk["type"] for chunk in chunks_of(body)] == ["error", "finish"]
 
 
 # -- rewinds ---------------------------------------------------------------------------------------------------

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from pydantic import BaseModel, Field, Strict
+from pydantic import Field
 
 from broker.errors import TooLarge
 from broker.gateway import requests
-from broker.gateway.api import Object, SessionId
+from broker.gateway.api import Object, RunOptions, SessionId, SubmitBody
 
 MAX_BODY = 1024 * 1024
 """A chat sends all of its messages each time."""
 _SHOWN = 60
 
 
-class ChatBody(BaseModel):
+class ChatBody(RunOptions):
     """The body of DefaultChatTransport; WorkflowChatTransport sends `messages` alone. Other fields are ignored."""
 
     messages: list[Object] = Field(min_length=1, description="UI messages. The last one is the user's, and the query.")
-    id: SessionId | None = Field(None, description="The chat: the session of its runs.")
+    id: SessionId | None = Field(None, description="The chat: the session of its runs, unless `session_id` is another.")
     trigger: Literal["submit-message", "regenerate-message"] | None = Field(
         None, description="`regenerate-message` starts a new run though one is under way."
     )
-    agent: Annotated[str, Strict()] | None = Field(None, description="One of the configured agents.")
-    parameters: Object = Field(default_factory=dict, description="The agent's own parameters.")
-    session_id: SessionId | None = Field(None, description="The session, where it is not the chat.")
 
 
 class Question(NamedTuple):
     """What a chat asks."""
 
-    text: str
-    session_id: str | None
+    submit: SubmitBody
     follows: str | None
     """The id of the last answer in the conversation, which is its run's request_id."""
     regenerate: bool
-    agent: str | None
-    parameters: dict[str, Any]
 
 
 def parse(body: Any) -> Question:
@@ -46,13 +40,11 @@ def parse(body: Any) -> Question:
     if chat.id is not None and "/" in chat.id:
         requests.refuse("id", "A chat's id has no slash: it stands in the path of its stream.")
     answers = [message.get("id") for message in chat.messages if message.get("role") == "assistant"]
+    options = {name: getattr(chat, name) for name in RunOptions.model_fields}
     return Question(
-        text=_text(chat.messages),
-        session_id=chat.session_id or chat.id,
+        SubmitBody(**{**options, "query": _text(chat.messages), "session_id": chat.session_id or chat.id}),
         follows=answers[-1] if answers and isinstance(answers[-1], str) else None,
         regenerate=chat.trigger == "regenerate-message",
-        agent=chat.agent,
-        parameters=chat.parameters,
     )
 
 

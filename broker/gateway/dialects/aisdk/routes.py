@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.errors import BadRequest, BrokerError, RunNotFound, Unavailable
-from broker.events import Entry
 from broker.gateway import requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.aisdk import messages
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.fold import AiSdk
 from broker.gateway.dialects.aisdk.messages import ChatBody, Question
-from broker.gateway.front import Front, sees
+from broker.gateway.front import Front, fold, sees
 from broker.gateway.problems import problem
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.gateway.stream import event_stream
 from broker.ids import REQUEST_ID
-from broker.runs.record import Head, Submission
+from broker.runs.record import Head
 
 RUN_ID = "x-workflow-run-id"
 TAIL_INDEX = "x-workflow-stream-tail-index"
@@ -83,11 +81,9 @@ class AiSdkApi:
         # WorkflowChatTransport lets fetch name the type of its string.
         body = await requests.read_json(request, limit=messages.MAX_BODY, also="text/plain")
         question = messages.parse(body)
-        submission = Submission(
-            query=question.text,
-            agent=requests.known_agent(question.agent, self._settings),
-            session_id=question.session_id or await self._session_of(question, principal),
-            parameters=question.parameters,
+        session_id = question.submit.session_id or await self._session_of(question, principal)
+        submission = requests.submission_of(
+            question.submit.model_copy(update={"session_id": session_id}), self._settings
         )
         accepted = await self._front.submit(request, principal, submission)
         if question.regenerate and accepted.joined:
@@ -130,13 +126,13 @@ class AiSdkApi:
                 _, log = await self._front.log(request_id)
             except RunNotFound:
                 return _nothing_runs()
-            count = _count(self._dialect(request_id), log)
+            count = (await fold(self._dialect(request_id), log)).state.chunks
             if start_index < 0:
                 start_index = max(count + start_index, 0)
                 headers[TAIL_INDEX] = str(count - 1)
             if head.finished and start_index >= count:
                 return _nothing_runs()
-        return await self._stream(request_id, head, principal, after=start_index or None, headers=headers)
+        return await self._stream(request_id, head, principal, after=start_index, headers=headers)
 
     async def stop(self, request: Request, principal: Principal) -> Asgi:
         found = await self._find(request.path_params["chat_id"], principal)
@@ -164,7 +160,7 @@ class AiSdkApi:
         head: Head,
         principal: Principal,
         *,
-        after: int | None = None,
+        after: int = 0,
         headers: dict[str, str] | None = None,
         come_again: bool = True,
     ) -> Asgi:
@@ -173,21 +169,13 @@ class AiSdkApi:
             head,
             principal,
             self._dialect(request_id),
-            after=after,
+            after=after or None,
             headers={**_STREAM_HEADERS, RUN_ID: request_id, **(headers or {})},
             come_again=come_again,
         )
 
     def _dialect(self, request_id: str) -> AiSdk:
         return AiSdk(request_id, reset_step=self._settings.aisdk_reset_step)
-
-
-def _count(dialect: AiSdk, log: Iterable[Entry]) -> int:
-    """The chunks of a log."""
-    state = dialect.start
-    for entry in log:
-        state, _ = dialect.step(state, entry)
-    return state.chunks
 
 
 def _start_index(request: Request) -> int | None:
