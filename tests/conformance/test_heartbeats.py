@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.conformance.conftest import HEARTBEAT, MODES, Wire, WireLauncher
@@ -15,44 +14,14 @@ from tests.kit import sse
 from tests.kit.checker import check_reader, entries_of
 from tests.kit.http import Client
 from tests.kit.processes import wait_for
-from tests.kit.readers import READERS, Target, follow
+from tests.kit.readers import READERS, follow
 from tests.kit.redis_server import RedisServer
 from tests.kit.sse import Event, EventSource
+from tests.kit.watch import Watch, observe
 
 PATIENCE = 1.5
 """Seconds without a byte that fail a test. A heartbeat is due every HEARTBEAT; the machine may be busy."""
 BEAT = re.compile(rb"heartbeat (\d+-\d+) (lease=\d+\.\ds|lease=expired|lease=unknown|queued|running)")
-
-
-class Watch:
-    """A stream's bytes, and when they came."""
-
-    def __init__(self) -> None:
-        self.body = b""
-        self.longest_gap = 0.0
-        self.first_byte = 0.0
-
-    def comments(self) -> list[bytes]:
-        return [line[2:] for line in self.body.split(b"\n") if line.startswith(b": ")]
-
-
-def _watch(target: Target, after: str = "") -> Watch:
-    watch, last = Watch(), time.monotonic()
-    with httpx.stream(
-        target.method,
-        target.url,
-        headers=target.request_headers(after),
-        json=target.body,
-        timeout=PATIENCE + 5,
-        verify=False,
-    ) as response:
-        assert response.status_code == 200
-        for data in response.iter_raw():
-            now = time.monotonic()
-            watch.first_byte = watch.first_byte or now - last
-            watch.longest_gap = max(watch.longest_gap, now - last)
-            watch.body, last = watch.body + data, now
-    return watch
 
 
 def _check_beats(watch: Watch, at_least: int) -> None:
@@ -75,7 +44,7 @@ def test_an_idle_stream_gets_bytes_within_every_heartbeat(wire: Wire, alice: Cli
     body: dict[str, Any] = {"agent": "sleeper", "parameters": {"seconds": 1.7}}
     request_id = alice.submit("idle", **body)
     with ThreadPoolExecutor(2) as pool:
-        watches = list(pool.map(_watch, (wire.get(subject, request_id), wire.post(subject, "idle", **body))))
+        watches = list(pool.map(observe, (wire.get(subject, request_id), wire.post(subject, "idle", **body))))
     for watch in watches:
         _check_beats(watch, at_least=3)
         assert watch.body.startswith(b"retry: "), "the first bytes do not wait for an event"
@@ -91,7 +60,7 @@ def test_heartbeats_are_invisible_to_every_reader(wire: Wire, alice: Client, sub
     with ThreadPoolExecutor(2 * len(READERS) + 2) as pool:
         jobs = [pool.submit(follow, reader, target) for reader in READERS for target in (get, post)]
         source = EventSource(get.url, headers=get.headers, haste=20)
-        watched = pool.submit(_watch, get)
+        watched = pool.submit(observe, get)
         sourced = pool.submit(list, source)
         seen = [job.result() for job in jobs]
     log = alice.log(request_id)
@@ -115,7 +84,7 @@ def test_heartbeats_come_while_the_run_is_queued(without_worker: Wire) -> None:
         request_id = client.submit("wait for a worker")
         get = without_worker.get("queued", request_id)
         post = without_worker.post("queued", "wait for a worker")
-        watched = pool.submit(_watch, get)
+        watched = pool.submit(observe, get)
         jobs = [pool.submit(follow, reader, target) for reader in READERS for target in (get, post)]
         time.sleep(1.2)
         assert client.run(request_id)["status"] == "queued"
@@ -136,7 +105,7 @@ def test_a_stream_that_resumes_at_the_end_of_a_silent_run_gets_its_first_byte_at
     request_id = alice.submit("nothing new", agent="slow", parameters={"seconds": 1.0})
     wait_for(lambda: len(alice.log(request_id)) == 3)
     last = str(alice.log(request_id)[-1].id)
-    watch = _watch(wire.get(subject, request_id), last)
+    watch = observe(wire.get(subject, request_id), last)
     assert watch.body.startswith(b"retry: ")
     assert watch.first_byte < PATIENCE
     assert watch.longest_gap < PATIENCE
