@@ -23,6 +23,7 @@ from worker.agents import load
 
 MODULE = "tests.kit.foreign_agents"
 AGENTS = {name: f"{MODULE}:{name}" for name in ("helper", "typed", "stops")}
+WEATHER = 'weather {"city": "Bern"}'
 VARIANTS: list[dict[str, Any]] = [{}, {"agent_processes": 2}] if LONG else [{}]
 
 
@@ -187,6 +188,23 @@ async def test_a_checkpoint_comes_behind_the_last_result_of_a_round(helper: Agen
     assert kinds == [*rounds, "Token", "Final"]
 
 
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [
+        ("stops", 'weather {"city": "Bern"}'),
+        ("forced", 'weather {"city": "Bern"}'),
+        ("indirect", "transfer_to_billing"),
+    ],
+)
+@pytest.mark.usefixtures("helper")
+async def test_there_is_no_checkpoint_where_a_later_attempt_would_go_on_otherwise(name: str, tool: str) -> None:
+    """A result that ends the run, a call that is forced once, an agent that its name does not lead to."""
+    agent = load(Settings(agents=(f"{name}={MODULE}:{name}",)))[name]
+    kinds = [type(event).__name__ async for event in agent(run(f"n [[tool={tool}]]"))]
+    assert "Checkpoint" not in kinds
+    assert {"ToolResult", "Data"} & set(kinds) and kinds[-1] == "Final"
+
+
 @pytest.mark.parametrize("query", ["[[tokens=10000]] [[pace=50]]", '[[say=x]] [[tool=waits {"mark": "/dev/null"}]]'])
 async def test_an_agent_that_is_closed_leaves_no_task_behind(helper: Agent, query: str) -> None:
     events = helper(run(query))
@@ -197,8 +215,8 @@ async def test_an_agent_that_is_closed_leaves_no_task_behind(helper: Agent, quer
 
 
 async def test_an_agent_that_is_closed_while_nobody_takes_its_text_ends_its_model(stage: Stage, helper: Agent) -> None:
-    events = helper(run("unread [[tokens=200000]] [[pace=20000]]"))
+    events = helper(run(f"unread [[say={' '.join(['x' * 2000] * 300)}]] [[pace=40]]"))
     await anext(events)
-    await asyncio.sleep(1)  # by then more has come than is read ahead
+    await asyncio.sleep(2)  # by then more has come than is read ahead
     await events.aclose()  # type: ignore[attr-defined]
     await asyncio.to_thread(stage.stub.until_ended, "disconnected", "unread [[")

@@ -9,8 +9,10 @@ from typing import Any
 from agents import (
     Agent,
     GuardrailFunctionOutput,
+    ModelSettings,
     RunContextWrapper,
     function_tool,
+    handoff,
     input_guardrail,
 )
 from pydantic import BaseModel
@@ -77,3 +79,5 @@ helper = Agent[Run](
 )
 typed = Agent[Run](name="Typed", output_type=Forecast)
 stops = Agent[Run](name="Stops", tools=[weather, waits], tool_use_behavior="stop_on_first_tool")
+forced = Agent[Run](name="Forced", tools=[weather], model_settings=ModelSettings(tool_choice="weather"))
+indirect = Agent[Run](name="Indirect", handoffs=[handoff(billing)])
