@@ -17,6 +17,7 @@ from tests.kit.http import Client
 from tests.kit.node import Call, Refused
 from tests.kit.openai_sdk import Sdk, User, is_delta
 from tests.kit.openai_stream import output_text
+from tests.kit.processes import wait_for
 
 MAJORS = ("3", "2")
 Event = dict[str, Any]
@@ -110,6 +111,20 @@ def test_a_stream_whose_gateway_goes_is_resumed_on_another(
     assert checker.ended and checker.response is not None
     assert output_text(checker.response) == alice.run(run_of(response))["answer"] == "".join(f"{n} " for n in range(40))
     assert elsewhere.seen("resume", response=response, after=None)[0] == [*seen, *rest]
+
+
+def test_a_request_that_waits_at_a_gateway_that_drains_is_asked_again(
+    user: User, elsewhere: User, deployment: Deployment, alice: Client
+) -> None:
+    body = asking("tokens", count=20, pause=0.1)
+    call = user.start("create", body=body, options={"max_retries": 0})
+    wait_for(lambda: bool(alice.get("/api/v1/runs").json()["runs"]))
+    deployment.gateways[0].signal(signal.SIGTERM)
+    with pytest.raises(Refused) as refused:
+        call.result()
+    assert (refused.value.kind, refused.value["status"]) == ("InternalServerError", 503)
+    assert elsewhere.call("create", body=body)["output_text"] == "".join(f"{n} " for n in range(20))
+    assert len(alice.get("/api/v1/runs").json()["runs"]) == 1
 
 
 def test_the_helper_resumes_a_response_after_a_kill(user: User, elsewhere: User, deployment: Deployment) -> None:
