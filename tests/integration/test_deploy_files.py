@@ -18,6 +18,7 @@ from broker import settings
 from broker.cli import cli, serving
 from broker.errors import Misconfigured
 from broker.gateway import server
+from broker.gateway.dialects.aisdk import messages
 from broker.gateway.requests import MAX_BODY, MAX_WAIT_SECONDS
 from broker.settings import Settings
 from tests.kit import deploy
@@ -358,7 +359,7 @@ def test_proxies_let_bodies_through_that_the_gateway_refuses_itself() -> None:
         annotations["nginx.ingress.kubernetes.io/proxy-body-size"],
         annotations["nginx.org/client-max-body-size"],
     ]
-    assert all(int(size.removesuffix("m")) * 1024 * 1024 > MAX_BODY for size in sizes)
+    assert all(int(size.removesuffix("m")) * 1024 * 1024 > max(MAX_BODY, messages.MAX_BODY) for size in sizes)
     assert f"larger than {MAX_BODY} bytes" in (deploy.DEPLOY / "nginx.conf").read_text("utf-8")
 
 
