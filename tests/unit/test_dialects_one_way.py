@@ -300,6 +300,12 @@ def test_an_answer_that_came_without_tokens_is_shown_as_one(name: str) -> None:
 
 
 @every_dialect
+def test_an_empty_token_is_a_token(name: str) -> None:
+    pieces = [piece_of(name, *event) for event in events_of(name, log_of(words("a", "", "b")))]
+    assert [piece for piece in pieces if piece is not None][-3:] == ["a", "", "b"]
+
+
+@every_dialect
 def test_an_attempt_that_says_the_same_again_is_not_seen(name: str) -> None:
     once = log_of([*words("Hel", "lo"), ToolCall(id="1", tool="t"), *words(" wor", "ld"), Final()])
     again = log_of(
