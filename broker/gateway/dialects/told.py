@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from broker.events import Entry, dumps
@@ -92,7 +93,8 @@ def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telli
     if show is None:
         return told, ()
     value = show(json.loads(entry.data))
-    shown, new = told.shown.other(entry.id, dumps(value))
+    # The hash, since a state holds on to all of these, and they may be large.
+    shown, new = told.shown.other(entry.id, sha256(dumps(value).encode("ascii")).digest())
     return told._replace(shown=shown), (Aside(value),) if new else ()
 
 

@@ -73,9 +73,16 @@ class PromptApi:
     async def _stream(self, request_id: str, head: Head, principal: Principal, place: Place | None) -> Asgi:
         """From the frame at `place` on. Raises Unavailable."""
         dialect = Prompt(request_id)
-        if place is not None and (place == TOLD_LOST or place == await self._front.end(request_id, dialect)):
+        if place is not None and await self._is_last(place, request_id, head, dialect):
             return Response(status_code=204, headers=stream_headers(request_id))
         return await self._front.stream(request_id, head, principal, dialect, after=place, come_again=False)
+
+    async def _is_last(self, place: Place, request_id: str, head: Head, dialect: Prompt) -> bool:
+        """Most who ask have the log's last event, and for them the log need not be read."""
+        if place == TOLD_LOST or (head.finished and place == Place(*head.end)):
+            return True
+        end: Place | None = await self._front.end(request_id, dialect)
+        return place == end
 
 
 def _cursor(request: Request) -> tuple[str, Place | None] | None:
