@@ -28,7 +28,7 @@ class Deployment:
 
     def __init__(self, launch: Launcher, **settings: object) -> None:
         self._launch = launch
-        self._redis = launch.redis()
+        self.redis_url = launch.redis().url
         self._settings: dict[str, Any] = {"heartbeat_seconds": 1, "lease_seconds": LEASE, **settings}
         with ThreadPoolExecutor() as pool:
             worker = pool.submit(self._worker)
@@ -36,10 +36,10 @@ class Deployment:
             self.worker = worker.result()
 
     def _gateway(self, port: int | None = None) -> Gateway:
-        return self._launch.gateway(self._redis.url, port=port, **self._settings)
+        return self._launch.gateway(self.redis_url, port=port, **self._settings)
 
     def _worker(self) -> Worker:
-        return self._launch.worker(self._redis.url, **self._settings)
+        return self._launch.worker(self.redis_url, **self._settings)
 
     def mend(self) -> Deployment:
         for n, gateway in enumerate(self.gateways):

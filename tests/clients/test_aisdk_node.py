@@ -11,6 +11,7 @@ import pytest
 
 from tests.clients.conftest import Deployment, NodeOf
 from tests.clients.talks import Talk, check_answer, counted, new_id, runs, texts, until_text
+from tests.conftest import Launcher
 from tests.kit.http import Client, token
 from tests.kit.node import Call
 
@@ -198,6 +199,19 @@ def test_a_run_that_begins_again_when_its_worker_is_killed_ends_with_the_right_t
     assert ended == {}
 
 
+def test_a_newest_client_may_be_shown_only_what_survives(
+    node_of: NodeOf, deployment: Deployment, launch: Launcher, bearer: str
+) -> None:
+    gateway = launch.gateway(deployment.redis_url, aisdk_reset_step=True)
+    chats = [Talk(node_of("aisdk.mjs", "ai7"), gateway.url, bearer, transport=one) for one in ("default", "workflow")]
+    calls = [chat.send(f"for {chat.chat}", "steps", **LONG) for chat in chats]
+    for call in calls:
+        until_text(call, 50)
+    deployment.replace_worker()
+    for call in calls:
+        check_answer(call.result(60), "".join(f"2:{n} " for n in range(LONG["count"])))
+
+
 # -- stop, and once more -----------------------------------------------------------------------------------------
 
 
@@ -220,6 +234,13 @@ def test_an_answer_is_made_again(talk: NewTalk, alice: Client) -> None:
     second = check_answer(chat.regenerate("tokens", **SHORT).result(), counted(SHORT["count"]))
     assert first["id"] != second["id"]
     assert len(runs(alice)) == 2
+
+
+def test_an_answer_that_is_still_being_made_is_made_again(talk: NewTalk, alice: Client) -> None:
+    [(chat, _)] = began([talk], "tokens", **LONG)
+    chat.leave()
+    check_answer(chat.regenerate("tokens", **LONG).result(), counted(LONG["count"]))
+    assert [run["status"] for run in runs(alice)] == ["completed", "cancelled"]
 
 
 def test_the_chat_of_another_owner_is_not_there(talk: NewTalk) -> None:
