@@ -172,6 +172,32 @@ def test_calls_of_servers_that_differ(parts: list[dict[str, Any]], together: boo
     assert calls(read(*chunks, chunk("tool_calls"))) == [("a", "f", "{}"), ("b", "g", "{}")]
 
 
+def test_an_answer_as_ollama_writes_it() -> None:
+    """Each call whole, in a chunk of its own; a role and a content in every chunk; the usage behind the end."""
+    base = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "system_fingerprint": "fp_ollama"}
+
+    def said(reason: str | None = None, **delta: Any) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": "", **delta}
+        return {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    pieces = read(
+        said(reasoning="let me"),
+        said(reasoning=" see"),
+        said(tool_calls=[call(index=0, id="call_1", name="f", arguments='{"a":1}')]),
+        said(tool_calls=[call(index=1, id="call_2", name="f", arguments='{"a":2}')]),
+        said("tool_calls"),
+        {**base, "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}},
+    )
+    assert thoughts(pieces) == "let me see"
+    assert calls(pieces) == [("call_1", "f", '{"a":1}'), ("call_2", "f", '{"a":2}')]
+    assert end(pieces).usage == Usage(prompt=5, completion=7)
+
+
+def test_reasoning_under_both_names_is_told_once() -> None:
+    """As vLLM has sent it while it renamed the field."""
+    assert thoughts(read(chunk(reasoning="a", reasoning_content="a"), chunk(content="b"), chunk("stop"))) == "a"
+
+
 def test_a_call_without_an_id_gets_one_of_its_own() -> None:
     pieces = read(chunk(tool_calls=[call(name="f"), call(name="g")]), chunk("stop"))
     (one, _, _), (other, _, _) = calls(pieces)

@@ -150,6 +150,24 @@ def test_what_did_not_come_as_events_is_taken_from_the_response() -> None:
     assert calls(pieces) == [("a", "f", "{}")]
 
 
+def test_calls_of_ollama_that_come_one_after_the_other_have_the_same_index() -> None:
+    """As its 0.13 writes them: the index does not rise between two chunks of its own."""
+    whole = [
+        {"type": "function_call", "id": f"fc_{n}", "status": "completed", "call_id": n, "name": "f", "arguments": n}
+        for n in ("1", "2")
+    ]
+    events = [event("created", response={"id": "resp", "status": "in_progress", "output": []})]
+    for call in whole:
+        at = {"output_index": 0, "item_id": call["id"]}
+        events += [
+            event("output_item.added", output_index=0, item={**call, "status": "in_progress", "arguments": ""}),
+            event("function_call_arguments.delta", **at, delta=call["arguments"]),
+            event("function_call_arguments.done", **at, arguments=call["arguments"]),
+            event("output_item.done", output_index=0, item=call),
+        ]
+    assert calls(read(*events, ended(output=whole))) == [("1", "f", "1"), ("2", "f", "2")]
+
+
 def test_what_came_as_events_is_not_told_twice() -> None:
     message = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}
     call = item(1, call_id="a", name="f", arguments="{}")

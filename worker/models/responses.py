@@ -135,10 +135,13 @@ class Reader:
         yield End(reason=reason, usage=_usage(response.get("usage")))
 
     def _untold(self, response: dict[str, Any]) -> Iterator[Piece]:
-        """What is in the response, but did not come as events: some servers send no deltas."""
+        """What is in the response, but did not come as events: some servers send no deltas, and Ollama gives calls that
+        come one after the other the same index.
+        """
         output = response.get("output") or []
-        if not self._calls:
-            self._calls = {index: item for index, item in enumerate(output) if item["type"] == "function_call"}
+        calls = {index: item for index, item in enumerate(output) if item["type"] == "function_call"}
+        if len(calls) > len(self._calls):
+            self._calls = calls
         if not self._has_text:
             parts = [part for item in output if item["type"] == "message" for part in item["content"]]
             for part in parts:
