@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import signal
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conformance.test_lossless_text import ALL, NASTY
-from tests.conftest import Service
+from tests.conftest import Launcher, Service
 from tests.kit import openai_stream, sse
-from tests.kit.http import Client
+from tests.kit.http import Client, token
 from tests.kit.openai_stream import output_text
+from tests.kit.scribe import Scribe
 
 ROUTE = "/v1/responses"
 METADATA = {"".join(NASTY[n::16]): "".join(NASTY[n::16]) for n in range(16)}
@@ -74,6 +79,35 @@ def test_a_previous_response_of_somebody_else_is_none(service: Service, alice: C
     assert len({answer.content for answer in answers if b"previous_response_not_found" in answer.content}) == 1
     assert not any(foreign in answer.text for answer in answers)
     assert len(alice.get("/api/v1/runs").json()["runs"]) == 0
+
+
+async def test_who_comes_between_the_cut_and_the_end_is_told_503(launch: Launcher) -> None:
+    """Also who wants a stream: its clients try a 503 again, and take the proper end of an empty stream for its end."""
+    redis = launch.redis()
+    gateway = launch.gateway(redis.url, drain_delay_seconds=0.3)
+    told: list[tuple[str, httpx.Response]] = []
+
+    async def ask_on(client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None) -> None:
+        with contextlib.suppress(httpx.ConnectError, httpx.ReadError):
+            while True:
+                with contextlib.suppress(httpx.RemoteProtocolError):  # a stream that was cut
+                    reply = await client.request(method, f"{gateway.url}{path}", json=body)
+                    assert reply.status_code == 503, reply.text
+                    told.append((method, reply))
+
+    headers = {"Authorization": f"Bearer {token('alice')}"}
+    async with Scribe(redis.url) as scribe, httpx.AsyncClient(headers=headers, verify=False) as client:
+        run = await scribe.running("alice", "late", tokens=1)
+        gateway.signal(signal.SIGTERM)
+        body = {"model": "echo", "input": "late", "stream": True}
+        path = f"{ROUTE}/{run.request_id}?stream=true"
+        await asyncio.gather(
+            *[ask_on(client, *how) for how in (("POST", ROUTE, body), ("GET", path, None)) for _ in range(2)]
+        )
+    assert gateway.wait(10) == 0
+    assert {method for method, _ in told} == {"GET", "POST"}
+    for _, reply in told:
+        assert (reply.json()["error"]["code"], reply.headers["Retry-After"]) == ("draining", "1")
 
 
 def test_a_session_may_be_named_but_not_two(alice: Client) -> None:
