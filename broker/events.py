@@ -24,12 +24,15 @@ AttemptReason = Literal[
 ]
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
 def dumps(value: Any) -> str:
     """Compact ASCII JSON on one line. Raises ValueError for NaN and infinities, TypeError for foreign types.
 
     ASCII, because line readers split on raw U+2028 and U+0085, and because UTF-8 has no lone surrogates.
     """
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 class Entry(NamedTuple):
