@@ -48,7 +48,7 @@ class Pen:
             self.part = Part(kind, f"{kind}-{self.count}")
             self.chunk(f"{kind}-start", id=self.part.id)
         assert self.part is not None
-        self.chunk(f"{kind}-delta", id=self.part.id, delta=text)
+        self._write(f'{{"type":"{kind}-delta","id":"{self.part.id}","delta":{dumps(text)}}}')
         return begins
 
     def close(self) -> None:

@@ -69,22 +69,21 @@ class Scribe:
         shown: Shown = getattr(self.state, kind)
         told = shown.token(self._id, text)
         if told is not None:
-            kept, rest = told
-            self._set(**{kind: kept})
-            if rest:
-                self._show(kind, rest)
+            shown, rest = told
+            self._show(kind, rest or "", **{kind: shown})
             return
-        kept = Shown(shown.kept)
-        told = kept.token(self._id, text)
+        told = Shown(shown.kept).token(self._id, text)
         assert told is not None
         self._set(**{kind: told[0]})
         self._instead(kind, told[0].text, self.state.rewind)
 
-    def _show(self, kind: PartKind, text: str) -> None:
-        begins = self.pen.say(kind, text)
+    def _show(self, kind: PartKind, text: str, /, **changes: Any) -> None:
+        begins = bool(text) and self.pen.say(kind, text)
         if kind == "text":
             length = self.state.length
-            self._set(length=length + len(text), last_part=length if begins else self.state.last_part)
+            changes |= {"length": length + len(text), "last_part": length if begins else self.state.last_part}
+        if changes:
+            self._set(**changes)
 
     def _instead(self, kind: PartKind, text: str, why: Rewind) -> None:
         """What the message has of this kind is void; `text` is what it is to have."""
@@ -95,8 +94,7 @@ class Scribe:
         if kind == "text":
             self.pen.chunk("data-rewind", id=f"rewind-{self.pen.count}", data=why._asdict())
             self._set(length=0, last_part=0)
-        if text:
-            self._show(kind, text)
+        self._show(kind, text)
 
     def _show_all_again(self, answer: str | None = None) -> None:
         """Everything that survives, with `answer` in place of the text where it is given."""
@@ -109,13 +107,11 @@ class Scribe:
             survivors += [(event_id, "text", piece) for event_id, piece in pieces_of(text)]
         for kind, group in groupby(sorted(survivors), key=lambda survivor: survivor[1]):
             self._show_again(kind, [value for _, _, value in group])
-        if answer:
-            self._show("text", answer)
+        self._show("text", answer or "")
 
     def _show_again(self, kind: str, values: Sequence[str]) -> None:
         if kind in PART_KINDS:
-            if piece := "".join(values):
-                self._show(cast("PartKind", kind), piece)
+            self._show(cast("PartKind", kind), "".join(values))
             return
         for value in map(json.loads, values):
             if kind == "tool_call":
