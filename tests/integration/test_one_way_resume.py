@@ -274,6 +274,26 @@ async def test_a_gateway_that_drains_cuts_between_frames_and_not_as_if_the_run_h
     await say(run, Final())
 
 
+async def test_without_redis_an_eventsource_is_told_to_come_again_and_others_that_there_is_nothing(
+    launch: Launcher,
+) -> None:
+    """A 503 would close an EventSource for good."""
+    server = launch.redis()
+    gateway = launch.gateway(server.url)
+    server.kill()
+    for name in NAMES:
+        asked = asking(name, "nobody is there")
+        stream = Stream()
+        await stream.open(gateway.url, asked.path, {**ALICE, **asked.headers}, method=asked.method, body=asked.body)
+        if name == "prompt":
+            assert (stream.status, await stream.ended()) == (200, "cut")
+            assert re.fullmatch(rb"retry: \d{4}\n", bytes(stream.body))
+        else:
+            assert (stream.status, await stream.ended()) == (503, "finished")
+    stream = await Stream().open(gateway.url, f"/api/v1/agent/stream/{'0' * 32}", {**ALICE, "Last-Event-ID": "5"})
+    assert (stream.status, await stream.ended()) == (200, "cut")
+
+
 async def test_heartbeats_are_invisible_to_every_reader(site: Site) -> None:
     """P13: recorded once, and read by everything that reads streams."""
     streams = {name: await opened(site.url, asking(name, f"beats {name}", agent="quiet", pause=1.1)) for name in NAMES}

@@ -23,6 +23,7 @@ from broker.gateway.dialects.session_chat.fold import SessionChat
 from broker.ids import EventId
 from tests.kit import folds, sse
 from tests.kit.logs import REQUEST_ID, log_of, logs, surviving_text, words
+from tests.kit.scale import scaled
 
 SESSION_ID = "s"
 CREATED_AT_MS = 1_700_000_000_000
@@ -35,7 +36,7 @@ DIALECTS: dict[str, Callable[[], Any]] = {
 }
 NAMES = sorted(DIALECTS)
 names = st.sampled_from(NAMES)
-MORE = hypothesis.settings(max_examples=200)
+MORE = hypothesis.settings(max_examples=scaled(1000))
 every_dialect = pytest.mark.parametrize("name", NAMES)
 
 
