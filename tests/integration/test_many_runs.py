@@ -345,16 +345,25 @@ async def test_a_session_beats_while_redis_is_away_and_goes_on_when_it_is_back(p
         assert stream.ending is silent.ending is None
 
 
-async def test_a_session_of_somebody_else_is_an_empty_one_of_ones_own(place: Place, scribe: Scribe) -> None:
-    mine = await submitted(place, "shared name", "mine")
-    stream = Stream()
-    bob = {"Authorization": f"Bearer {token('bob', scope='broker:tenant')}"}
-    stolen = f"{mine}/0-0,0"
-    await stream.open(place.gateways[0].url, path_of(session_id="shared name", last_event_id=stolen), bob)
-    await stream.until(lambda: len(stream.comments) >= 2)
-    assert [(event.type, run_of(event)) for event in stream.events] == [("error", mine)]
-    assert stream.events[0].json["code"] == "gone", "as of any name that he makes up"
-    await stream.close()
+async def test_a_session_has_its_owners_runs_only_whatever_the_cursor_names(place: Place, scribe: Scribe) -> None:
+    """What is of another session, of another owner or nowhere is as gone, and then out of the cursor."""
+    mine, other = await submitted(place, "shared name", "mine"), await submitted(place, "another name", "mine too")
+    missing = new_request_id()
+    overseer = {"Authorization": f"Bearer {token('bob', tenant=ALICE, scope='broker:tenant')}"}
+    now_ms = await scribe.now_ms()
+    for who, names in ((AUTH, (other, missing)), (overseer, (mine, other, missing))):
+        stream = Stream()
+        cursor = ",".join([*(f"{name}/0-0" for name in names), str(now_ms)])
+        await stream.open(place.gateways[0].url, path_of(session_id="shared name", last_event_id=cursor), who)
+        await stream.until(lambda stream=stream: len(stream.comments) >= 2)  # type: ignore[misc]
+        told = [(run_of(event), event.type, event.json["code"]) for event in stream.events]
+        assert told == [(name, "error", "gone") for name in names]
+        if who is AUTH:
+            await asyncio.sleep(0.01)
+            new = await submitted(place, "shared name", "new")
+            await stream.until(lambda stream=stream, told=told: len(stream.events) > len(told))  # type: ignore[misc]
+            assert list(Composite.parse(stream.events[-1].id).places) == [new]
+        await stream.close()
 
 
 async def test_a_run_of_a_session_that_is_erased_is_gone_and_does_not_come_again(place: Place, scribe: Scribe) -> None:
