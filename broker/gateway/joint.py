@@ -44,40 +44,43 @@ class Joint(Sleeper):
 
     # -- runs ------------------------------------------------------------------------------------------------
 
-    async def follow(self, sink: StreamSink, serve: Serve, more: Callable[[], Awaitable[float | None]]) -> End:
+    async def follow(
+        self, sink: StreamSink, serve: Serve, begin: Callable[[], Awaitable[None]], tick: Callable[[], float]
+    ) -> End:
         """Writes the runs until all have ended, the client goes, or the stream is cut.
 
-        `more` begins runs, and says in how many seconds it is to be asked again; None: those that it has begun are all.
+        `begin` begins runs until there are no more to come. As long, `tick` is called, each time after as many seconds
+        as it returns: it does what the readers of the runs do by themselves, since there may be none.
         """
         self.sink = sink
         self._serve = serve
         sink.attach(self)
         try:
             async with asyncio.TaskGroup() as self._group:
+                looking = self._group.create_task(self._look(begin))
                 try:
-                    await self._run(more)
+                    await self._run(looking, tick)
                 finally:
+                    looking.cancel()
                     self._end_parts()
         finally:
             del self._serve, self._group
         return self.ending or End.FINISHED
 
-    async def _run(self, more: Callable[[], Awaitable[float | None]]) -> None:
-        loop = asyncio.get_running_loop()
-        pause = await more()
-        again_at = None if pause is None else loop.time() + pause
-        while self.ending is None and (self._tasks or again_at is not None):
+    async def _look(self, begin: Callable[[], Awaitable[None]]) -> None:
+        await begin()
+        super().wake()
+
+    async def _run(self, looking: asyncio.Task[None], tick: Callable[[], float]) -> None:
+        while self.ending is None and (self._tasks or not looking.done()):
             if self.sink.paused:
                 await self.sink.drain()
                 if not self.sink.paused:
                     self._wake_parts()
-                continue
-            left = None if again_at is None else again_at - loop.time()
-            if left is None or left > 0:
-                await self.sleep(left)
-                continue
-            pause = await more()
-            again_at = None if pause is None else loop.time() + pause
+            elif looking.done():
+                await self.sleep()
+            else:
+                await self.sleep(tick())
 
     def begin(self, request_id: str) -> None:
         """The run is served from where the client stands in it."""

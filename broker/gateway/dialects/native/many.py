@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -146,12 +147,13 @@ class ManyResponse(StreamResponse):
             finally:
                 hub.close_reader(reader)
 
-        async def more() -> float | None:
+        def tick() -> float:
             if hub.cutting or (cut_at is not None and loop.time() >= cut_at):
                 joint.cut()
-            return await source.more(joint)
+                return 0.0
+            return source.tick(joint)
 
-        return await joint.follow(sink, serve, more)
+        return await joint.follow(sink, serve, partial(source.begin, joint), tick)
 
 
 def _wanted(request: Request) -> tuple[list[str], str | None]:

@@ -36,8 +36,11 @@ class Source(Protocol):
     @property
     def session(self) -> bool: ...
 
-    async def more(self, joint: Joint) -> float | None:
-        """Begins runs. Seconds until it is to be asked again; None: there are no more."""
+    async def begin(self, joint: Joint) -> None:
+        """Begins runs; returns when there are no more to come."""
+
+    def tick(self, joint: Joint) -> float:
+        """Until then: a heartbeat where one is due. Seconds until it is to be called again."""
 
 
 class Listed:
@@ -50,11 +53,14 @@ class Listed:
         self.heads = dict(heads)
         self._missing = missing
 
-    async def more(self, joint: Joint) -> None:
+    async def begin(self, joint: Joint) -> None:
         for request_id in self._missing:
             _tell_gone(joint, request_id)
         for request_id in self.heads:
             joint.begin(request_id)
+
+    def tick(self, joint: Joint) -> float:
+        return LOOK_SECONDS
 
 
 class OfSession:
@@ -85,16 +91,16 @@ class OfSession:
         self._pause = min(LOOK_SECONDS, heartbeat_seconds / 8)
         self._beat_at = 0.0
 
-    async def more(self, joint: Joint) -> float:
+    async def begin(self, joint: Joint) -> None:
+        """For ever."""
         for request_id in self._missing:
             _tell_gone(joint, request_id)
-        self._missing = []
         for request_id in [*self.heads]:
             joint.begin(request_id)
-        with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
-            await self._look(joint)
-        self._beat(joint)
-        return self._pause
+        while True:
+            with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
+                await self._look(joint)
+            await asyncio.sleep(self._pause)
 
     async def _look(self, joint: Joint) -> None:
         progress = self.progress
@@ -118,7 +124,7 @@ class OfSession:
         self.heads[request_id] = head
         joint.begin(request_id)
 
-    def _beat(self, joint: Joint) -> None:
+    def tick(self, joint: Joint) -> float:
         """Runs that are under way beat by themselves."""
         now = asyncio.get_running_loop().time()
         if joint.busy:
@@ -126,6 +132,7 @@ class OfSession:
         elif now >= self._beat_at and not joint.sink.paused:
             joint.write_bytes(sse.comment("heartbeat"))
             self._beat_at = now + self._heartbeat
+        return self._pause
 
 
 def _tell_gone(joint: Joint, request_id: str) -> None:
