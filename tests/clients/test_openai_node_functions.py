@@ -1,4 +1,4 @@
-"""A client's own functions over /v1: the model calls one, the client answers for it, the conversation goes on."""
+"""Functions of the client's own over /v1, with OpenAI's library for Node; Python's are in test_openai_chat."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from tests.clients.conftest import NodeOf
 from tests.conftest import Launcher
 from tests.kit.model_stub import ModelStub
-from tests.kit.node import Driven
-from tests.kit.openai_sdk import Sdk, User
+from tests.kit.openai_sdk import User
 
 QUERY = 'What is the weather? [[tool=weather {"city": "Bern"}]]'
 WEATHER = {
@@ -22,7 +21,7 @@ WEATHER = {
     "description": "The weather in a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-CLIENTS = ("python 3", "python 2", "node 7", "node 6")
+PACKAGES = ("openai6", "openai7")
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +39,9 @@ def url(folder: Path) -> Iterator[str]:
         launcher.close()
 
 
-@pytest.fixture(scope="module", params=CLIENTS)
-def sdk(folder: Path, node_of: NodeOf, request: pytest.FixtureRequest) -> Iterator[Driven]:
-    language, major = request.param.split()
-    if language == "node":
-        yield node_of("openai.mjs", f"openai{major}")
-    else:
-        with Sdk(folder, major) as sdk:
-            yield sdk
-
-
-@pytest.fixture
-def user(sdk: Driven, url: str, bearer: str) -> User:
-    return User(sdk, url, bearer)
+@pytest.fixture(params=PACKAGES)
+def user(node_of: NodeOf, url: str, bearer: str, request: pytest.FixtureRequest) -> User:
+    return User(node_of("openai.mjs", request.param), url, bearer)
 
 
 def call_of(response: dict[str, Any]) -> dict[str, Any]:
