@@ -554,7 +554,15 @@ async def test_with_redis_away_a_chat_that_resumes_shall_come_again(launch: Laun
     assert bytes(refused.body).startswith(b"Redis cannot be reached")
 
 
-def test_a_page_of_another_origin_may_read_the_headers_of_a_stream(special: Gateway) -> None:
+def test_a_page_of_another_origin_may_send_what_transports_send_and_read_the_headers_of_a_stream(
+    special: Gateway,
+) -> None:
+    asked = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,user-agent",
+    }
+    assert httpx.options(f"{special.url}/ai/chat", headers=asked).status_code == 200
     reply = httpx.get(f"{special.url}/ai/chat/x/stream", headers={**AUTH, "Origin": "https://app.example.com"})
     exposed = {name.strip().lower() for name in reply.headers["access-control-expose-headers"].split(",")}
     assert {"x-workflow-run-id", "x-workflow-stream-tail-index", "x-vercel-ai-ui-message-stream"} <= exposed
