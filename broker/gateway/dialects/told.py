@@ -81,7 +81,7 @@ def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telli
             return _token(told, entry.id, json.loads(entry.data)["text"])
         case "attempt":
             resume_from = EventId.parse(json.loads(entry.data)["resume_from"])
-            return told._replace(shown=told.shown.rewind(resume_from)), ()
+            return Told(told.shown.rewind(resume_from)), ()
         case "final":
             return _final(told, entry.id, json.loads(entry.data))
         case "error":
@@ -95,7 +95,7 @@ def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telli
     value = show(json.loads(entry.data))
     # The hash, since a state holds on to all of these, and they may be large.
     shown, new = told.shown.other(entry.id, sha256(dumps(value).encode("ascii")).digest())
-    return told._replace(shown=shown), (Aside(value),) if new else ()
+    return Told(shown), (Aside(value),) if new else ()
 
 
 def _token(told: Told, event_id: EventId, text: str) -> tuple[Told, Sequence[Telling]]:
@@ -103,7 +103,7 @@ def _token(told: Told, event_id: EventId, text: str) -> tuple[Told, Sequence[Tel
     if said is None:
         return _over(told, RESTARTED)
     shown, piece = said
-    return told._replace(shown=shown), () if piece is None else (Piece(piece),)
+    return Told(shown), () if piece is None else (Piece(piece),)
 
 
 def _final(told: Told, event_id: EventId, data: dict[str, Any]) -> tuple[Told, Sequence[Telling]]:
@@ -122,4 +122,4 @@ def _final(told: Told, event_id: EventId, data: dict[str, Any]) -> tuple[Told, S
 
 
 def _over(told: Told, *tellings: Telling) -> tuple[Told, Sequence[Telling]]:
-    return told._replace(over=True), tellings
+    return Told(told.shown, over=True), tellings

@@ -37,18 +37,17 @@ class Agent:
         self._session_id = session_id
 
     def step(self, state: Counted, entry: Entry) -> tuple[Counted, Sequence[Frame]]:
-        told, tellings = tell(state.told, entry, {})
-        state = state._replace(told=told)
+        (told, tellings), (_, count, tokens) = tell(state.told, entry, {}), state
         if entry.type == "attempt":
             number = json.loads(entry.data)["attempt"]
             # A cancel's attempt has the number of the one that it ends.
-            return state._replace(id=max(state.id, number * ATTEMPT)) if number > 1 else state, ()
+            return Counted(told, max(count, number * ATTEMPT) if number > 1 else count, tokens), ()
         frames = []
         for telling in tellings:
-            state = state._replace(id=state.id + 1, tokens=state.tokens + isinstance(telling, Piece))
-            kind, value = self._event(telling, state.tokens)
-            frames.append(Frame(state.id, sse.frame(kind, dumps(value), str(state.id))))
-        return state, frames
+            count, tokens = count + 1, tokens + isinstance(telling, Piece)
+            kind, value = self._event(telling, tokens)
+            frames.append(Frame(count, sse.frame(kind, dumps(value), str(count))))
+        return Counted(told, count, tokens), frames
 
     def _event(self, telling: Telling, tokens: int) -> tuple[str, dict[str, Any]]:
         match telling:
