@@ -55,7 +55,13 @@ def delete(path: str) -> str:
     return f"deleted {interrupt(path)}"
 
 
-TOOLS = [weather, session, waits, delete]
+@tool(response_format="content_and_artifact")
+def sketch() -> tuple[str, object]:
+    """A picture, and with it what JSON cannot carry."""
+    return "a picture", object()
+
+
+TOOLS = [weather, session, waits, delete, sketch]
 
 
 async def talk(state: MessagesState) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from langchain_core.messages import (
 from langgraph.errors import GraphRecursionError
 from langgraph.pregel import Pregel
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
 from broker.errors import Misconfigured
 from broker.events import AGENT, Data, Error, Event, Final, Reasoning, Token, ToolCall, ToolResult
@@ -132,7 +133,7 @@ class _Walk:
         self._saver = Saver(run.request_id)
         self._brake = _Brake()
         self._calls: dict[str, str] = {}
-        """The names of tools by their calls; None once it has a result."""
+        """The names of tools by their calls."""
         self._resulted: set[str] = set()
         self._speakers: set[str] = set()
         """The ids of messages that were streamed."""
@@ -237,8 +238,11 @@ class _Walk:
         before = len(self._before)
         kept = [message.id for message in messages[:before]] == [message.id for message in self._before]
         if kept and isinstance(messages[-1], ToolMessage) and _is_answered(messages):
-            state = State(messages=messages_to_dict(messages[before:]), usage=self._usage)
-            yield from self._saver.checkpoint(state)
+            try:
+                told = to_jsonable_python(messages_to_dict(messages[before:]))
+            except ValueError:  # a tool's artifact may be anything
+                return
+            yield from self._saver.checkpoint(State(messages=told, usage=self._usage))
 
     def _answer(self) -> str | None:
         """None where the tokens are it. Raises ModelError."""
