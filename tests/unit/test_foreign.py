@@ -84,7 +84,7 @@ def test_an_agent_whose_library_is_not_there_says_so(monkeypatch: pytest.MonkeyP
 
 
 async def all_of(*items: object, attempt: int = 1) -> list[Any]:
-    """What `joined` makes of them; an exception is raised in its turn."""
+    """What `joined` makes of them, one after the other; an exception is raised in its turn."""
     told: list[Any] = []
 
     async def events() -> AsyncGenerator[Event | Checkpoint, None]:
@@ -92,6 +92,7 @@ async def all_of(*items: object, attempt: int = 1) -> list[Any]:
             if isinstance(item, Exception):
                 raise item
             yield item  # type: ignore[misc]
+            await asyncio.sleep(0)
 
     try:
         async for event in joined(events(), attempt):
@@ -111,9 +112,13 @@ async def test_what_was_said_before_a_failure_is_told_before_it() -> None:
 
 
 async def test_a_log_has_room_for_any_number_of_tokens() -> None:
-    told = await all_of(*[Token(text="x")] * (FREELY + 5000))
+    """Text that waits for more is told before what comes behind it, and at the end."""
+    many = [Token(text="x")] * (FREELY + 2000)
+    told = await all_of(*many, Data(name="here"), Reasoning(text="y"), Token(text="z"))
     assert len(told) < FREELY + 100
-    assert sum(len(event.text) for event in told) == FREELY + 5000
+    [at] = [number for number, event in enumerate(told) if isinstance(event, Data)]
+    assert sum(len(event.text) for event in told[:at]) == len(many)
+    assert sorted(event.text for event in told[at + 1 :]) == ["y", "z"]
 
 
 async def test_leaving_closes_what_is_told() -> None:
