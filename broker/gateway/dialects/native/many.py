@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 
 from starlette.requests import Request
@@ -96,17 +96,15 @@ class ManyRuns:
     async def _stream(self, source: Source, principal: Principal) -> Asgi:
         if self._front.hub.cutting:
             raise Draining
-        await self._watched(source.heads)
+        counted = [name for name, head in source.heads.items() if head.cancel_if_unwatched and not head.finished]
+        if counted:
+            await self._front.runs.watched(counted)
         return ManyResponse(
             self._front.hub,
             source,
             seconds=self._front.seconds(principal),
             send_timeout=self._front.settings.send_timeout_seconds,
         )
-
-    async def _watched(self, heads: Mapping[str, Head]) -> None:
-        for request_id, head in heads.items():
-            await self._front.watched(request_id, head)
 
 
 class ManyResponse(StreamResponse):
