@@ -24,6 +24,10 @@ ROUTES = [
     ("GET", f"{RUN}/events"),
     ("POST", f"{RUN}/cancel"),
     ("POST", "/v1/responses"),
+    ("POST", "/chat"),
+    ("GET", "/chat?prompt=x"),
+    ("POST", "/api/chat"),
+    ("POST", "/api/v1/agent/stream"),
 ]
 SENT = "authorization, content-type, idempotency-key, if-none-match, last-event-id, prefer"
 READ = {"content-location", "etag", "location", "preference-applied", "retry-after", "x-request-id"}
