@@ -158,7 +158,7 @@ def _cors(origins: tuple[str, ...]) -> Middleware:
             "If-None-Match",
             "Last-Event-ID",
             "Prefer",
-            "User-Agent",  # ai 6 sets it, and all browsers but Chromium ask for it then
+            "User-Agent",  # which ai 6 sets, where a browser lets it
             *_STAINLESS,
         ],
         expose_headers=[

@@ -97,4 +97,16 @@ serve({
     for await (const message of readUIMessageStream({ stream })) tell((last = message));
     return last;
   },
+  // What the client makes of a stream's bytes.
+  make: async ({ body }) => {
+    const headers = { "Content-Type": "text/event-stream" };
+    const answer = async () => new Response(Buffer.from(body, "base64"), { headers });
+    const transport = new DefaultChatTransport({ api: "http://nowhere/ai/chat", fetch: answer });
+    const stream = await transport.sendMessages({ chatId: "a chat", messages: [], trigger: "submit-message" });
+    const errors = [];
+    let message;
+    for await (const state of readUIMessageStream({ stream, onError: (error) => errors.push(error.message) }))
+      message = state;
+    return { id: message?.id, parts: message?.parts ?? [], errors };
+  },
 });
