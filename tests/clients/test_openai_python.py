@@ -178,7 +178,8 @@ WRONG: list[tuple[str, dict[str, Any], str, int, str | None, str]] = [
     ("create", {"body": asking("gpt")}, "NotFoundError", 404, None, "model_not_found"),
     ("create", {"body": {"model": "echo", "input": []}}, "BadRequestError", 400, "input", "invalid"),
     ("stream", {"body": {**asking("echo"), "top_p": 3}}, "BadRequestError", 400, "top_p", "invalid"),
-    ("create", {"body": asking("echo", "x" * 300_000)}, "APIStatusError", 413, None, "too_large"),
+    ("create", {"body": asking("echo", "x" * 2**18 + "x")}, "APIStatusError", 413, None, "too_large"),
+    ("create", {"body": asking("echo", "x" * 2**20)}, "APIStatusError", 413, None, "too_large"),
     (
         "create",
         {"body": {**asking("echo"), "previous_response_id": MISSING["response"]}},

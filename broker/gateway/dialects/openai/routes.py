@@ -23,6 +23,8 @@ from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.ids import EventId
 from broker.runs.record import Head, Question, Submission
 
+_MOST_BYTES = 1024 * 1024
+"""Of a body: some clients send the whole conversation each time. What a run is told of it may have twice as many."""
 _WAITED_LONGER = 60.0
 """Seconds beyond the longest run: a run may have to queue."""
 _HELD_TOO_LONG = "The response is not there yet. Try again, or send background: true and retrieve it."
@@ -100,7 +102,7 @@ class OpenAIApi:
     # -- ask -------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request, principal: Principal) -> Asgi:
-        asked = body.read(await requests.read_json(request), self._settings)
+        asked = body.read(await requests.read_json(request, limit=_MOST_BYTES), self._settings)
         submission = await self._submission(asked, principal)
         accepted = await self._front.submit(request, principal, submission)
         head = await self._front.accepted_head(accepted.request_id)
@@ -128,10 +130,12 @@ class OpenAIApi:
             requests.refuse(
                 "input", "Outputs of functions need the previous_response_id, or the user's message in the input."
             )
+        if len(query.encode("utf-8", "surrogatepass")) > requests.MAX_BODY:
+            raise TooLarge(f"The user's last message is larger than {requests.MAX_BODY} bytes.")
         conversation.check_outputs(after)
         if after and asked.agent == CHAT:
             parameters = {**parameters, "after": after}
-        if len(dumps(parameters)) > 2 * requests.MAX_BODY:
+        if len(dumps(parameters)) > 2 * _MOST_BYTES:
             raise TooLarge("The conversation has become too large.")
         submit = SubmitBody(
             query=query,
