@@ -118,6 +118,12 @@ def alice(deployment: Deployment, subject: str) -> Iterator[Client]:
 
 
 @pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file that an agent may wait for."""
+    return tmp_path / "go on"
+
+
+@pytest.fixture
 def bearer(subject: str) -> str:
     """The owner's token."""
     return token(subject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.kit.http import Client
@@ -11,6 +12,12 @@ from tests.kit.node import Call, Node, Seen
 
 Message = dict[str, Any]
 _numbers = itertools.count(1)
+
+
+def in_halves(gate: Path) -> dict[str, Any]:
+    """What the agent `plays` needs to count to 10, and to wait in the middle until there is the file `gate`."""
+    tokens = [["token", {"text": f"{n} "}] for n in range(10)]
+    return {"script": [*tokens[:5], ["until", str(gate)], *tokens[5:]]}
 
 
 def new_id() -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.conftest import Deployment, NodeOf
-from tests.clients.talks import Talk, check_answer, counted, new_id, runs, texts, until_text
+from tests.clients.talks import Talk, check_answer, counted, in_halves, new_id, runs, texts, until_text
 from tests.conftest import Launcher
 from tests.kit.http import Client, token
 from tests.kit.node import Call
@@ -88,6 +89,7 @@ def test_everything_that_an_agent_says_is_in_its_part(talk: NewTalk) -> None:
         ["reasoning", {"text": "look it up."}],
         ["tool_call", {"id": "call-1", "tool": "look_up", "args": {"what": "rivers"}}],
         ["tool_result", {"id": "call-1", "tool": "look_up", "result": {"name": "Elbe"}}],
+        ["sources", {"stage": "analyzed", "count": 1, "items": [{"title": "A", "url": "https://example.com/a"}]}],
         ["data", {"name": "cost", "value": 3}],
         ["token", {"text": "It is "}],
         ["token", {"text": "the Elbe."}],
@@ -99,7 +101,8 @@ def test_everything_that_an_agent_says_is_in_its_part(talk: NewTalk) -> None:
     [tool] = [part for part in parts if part.get("toolCallId")]
     assert tool["type"] == "tool-look_up" or (tool["type"], tool["toolName"]) == ("dynamic-tool", "look_up")
     assert (tool["state"], tool["input"], tool["output"]) == ("output-available", {"what": "rivers"}, {"name": "Elbe"})
-    assert [part["url"] for part in parts if part["type"] == "source-url"] == ["https://example.com/rivers"]
+    links = [part["url"] for part in parts if part["type"] == "source-url"]
+    assert links == ["https://example.com/a", "https://example.com/rivers"]
     assert "cost" in json.dumps(report["data"]) and "half of it" in json.dumps(report["data"])
     assert not [part for part in parts if part["type"].startswith("data-")], "they are transient"
 
@@ -137,40 +140,47 @@ def test_without_a_token_the_error_can_be_shown(talk: NewTalk) -> None:
 
 @pytest.mark.parametrize("kept", [1, 2], ids=["the question is kept", "half an answer is kept"])
 def test_after_a_reload_in_the_middle_the_answer_goes_on_at_another_gateway(
-    each: list[NewTalk], alice: Client, kept: int
+    each: list[NewTalk], alice: Client, gate: Path, kept: int
 ) -> None:
     resumed = []
-    for talk, (chat, _) in zip(each, began(each, "tokens", **LONG), strict=True):
+    for talk, (chat, _) in zip(each, began(each, "plays", **in_halves(gate)), strict=True):
         messages = chat.leave()["messages"]
         assert len(messages) == 2
         resumed.append((messages[1]["id"], talk(1, chat=chat.chat, messages=messages[:kept]).resume()))
+    for _, call in resumed:
+        until_text(call, 10)
+    gate.touch()
     for name, call in resumed:
-        assert check_answer(call.result(), counted(LONG["count"]))["id"] == name
+        assert check_answer(call.result(), counted(10))["id"] == name
     assert [run["status"] for run in runs(alice)] == ["completed"] * len(each)
 
 
-def test_a_second_page_shows_the_same_answer(talk: NewTalk, alice: Client) -> None:
-    [(chat, call)] = began([talk], "tokens", **SHORT)
-    [message] = talk(1, chat=chat.chat).resume().result()["messages"]
-    assert texts(message) == [counted(SHORT["count"])]
-    check_answer(call.result(), counted(SHORT["count"]))
+def test_a_second_page_shows_the_same_answer(talk: NewTalk, alice: Client, gate: Path) -> None:
+    [(chat, call)] = began([talk], "plays", **in_halves(gate))
+    other = talk(1, chat=chat.chat).resume()
+    until_text(other, 10)
+    gate.touch()
+    check_answer(other.result(), counted(10), roles=["assistant"])
+    check_answer(call.result(), counted(10))
     assert len(runs(alice)) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 def test_a_cut_stream_is_an_error_and_goes_on_at_another_gateway(
-    each: list[NewTalk], deployment: Deployment, alice: Client, number: signal.Signals
+    each: list[NewTalk], deployment: Deployment, alice: Client, gate: Path, number: signal.Signals
 ) -> None:
-    begun = began(each, "tokens", **LONG)
+    begun = began(each, "plays", **in_halves(gate))
     deployment.gateways[0].signal(number)
     resumed = []
     for chat, call in begun:
         assert call.result()["status"] == "error"
         chat.move(deployment.urls[1])
         resumed.append(chat.resume())
+        until_text(resumed[-1], 10)
+    gate.touch()
     for report in (call.result() for call in resumed):
         assert [message["role"] for message in report["messages"]] == ["user", "assistant"]
-        assert (report["status"], texts(report["messages"][-1])) == ("ready", [counted(LONG["count"])])
+        assert (report["status"], texts(report["messages"][-1])) == ("ready", [counted(10)])
     assert len(runs(alice)) == len(each)
     deployment.gateways[0].wait()
 

@@ -88,56 +88,50 @@ def sdk(folder: Path) -> Iterator[Sdk]:
 
 
 @pytest.fixture
-def enough(tmp_path: Path) -> Path:
-    """A file; when it is there, the run may end."""
-    return tmp_path / "enough"
-
-
-@pytest.fixture
 def everyone(
-    deployment: Deployment, sdk: Sdk, browser: Browser, pages: Pages, alice: Client, bearer: str, enough: Path
+    deployment: Deployment, sdk: Sdk, browser: Browser, pages: Pages, alice: Client, bearer: str, gate: Path
 ) -> Iterator[NewEveryone]:
-    """Starts a run, with all of them."""
+    """Starts a run that goes on until there is the `gate`, with all of them."""
     url, opened = deployment.urls[0], list[Chat]()
 
     def chat(session_id: str) -> Chat:
         opened.append(pages.chat(browser, 7, chat=session_id, gateway=url, token=bearer))
         return opened[-1]
 
-    yield lambda **parameters: Everyone(User(sdk, url, bearer), alice, chat, count=0, until=str(enough), **parameters)
+    yield lambda **parameters: Everyone(User(sdk, url, bearer), alice, chat, count=0, until=str(gate), **parameters)
     for one in opened:
         one.page.__exit__(None, None, None)
 
 
-def test_a_run_is_the_same_to_every_client(everyone: NewEveryone, enough: Path) -> None:
+def test_a_run_is_the_same_to_every_client(everyone: NewEveryone, gate: Path) -> None:
     clients = everyone(pause=0.05)
-    enough.touch()
+    gate.touch()
     run = clients.check_agreed()
     assert run["answer"] == "".join(f"1:{n} " for n in range(len(run["answer"].split())))
 
 
 def test_a_run_is_the_same_to_every_client_when_their_gateway_is_killed(
-    everyone: NewEveryone, enough: Path, deployment: Deployment
+    everyone: NewEveryone, gate: Path, deployment: Deployment
 ) -> None:
     clients = everyone(pause=0.05)
     kill(deployment.gateways[0])
     clients.page.until_status("error")
     deployment.mend()
     clients.come_again(deployment.urls[1])
-    enough.touch()
+    gate.touch()
     run = clients.check_agreed()
     assert run["answer"] == "".join(f"1:{n} " for n in range(len(run["answer"].split())))
 
 
 @pytest.mark.parametrize("every", [None, 5], ids=["from the beginning", "from a checkpoint"])
 def test_a_run_is_the_same_to_every_client_when_its_worker_is_killed(
-    everyone: NewEveryone, enough: Path, deployment: Deployment, every: int | None
+    everyone: NewEveryone, gate: Path, deployment: Deployment, every: int | None
 ) -> None:
     clients = everyone(pause=0.05, every=every)
     clients.page.until_says("1:6 ")
     deployment.replace_worker()
     clients.page.until_says("2:")
-    enough.touch()
+    gate.touch()
     run = clients.check_agreed()
     words = run["answer"].split()
     assert run["attempt"] == 2
