@@ -438,6 +438,8 @@ async def test_a_workflow_chat_has_the_history_of_the_answer_before(service: Ser
     assert [each["data"]["query"] for each in second.transient] == ["my name is Bo"]
     stranger = await Workflow(urls, f"not-{subject}").send(messages, agent="recalls")
     assert not stranger.transient
+    with service.client(f"not-{subject}") as client:
+        assert client.run(str(stranger.id))["session_id"] == f"s-{stranger.id}", "not even the session's name is told"
 
 
 # -- drain -----------------------------------------------------------------------------------------------------
