@@ -45,7 +45,7 @@ def demo() -> Iterator[Demo]:
 
 
 def run(demo: Demo, *command: str) -> str:
-    environment = {**os.environ, "BROKER_URL": demo.url}
+    environment = {**os.environ, "BROKER_URL": demo.url, "OPENAI_API_KEY": "none"}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, check=True, timeout=60)
     return done.stdout.decode()
 
@@ -66,6 +66,13 @@ def test_the_python_client_reads_a_run(demo: Demo) -> None:
     printed = run(demo, "-c", block("from broker.client import Client"))
     assert "You said: How does a client resume a stream?" in printed
     assert re.search(r"^\d+-\d+ final$", printed, re.MULTILINE)
+
+
+def test_the_openai_client_goes_on_where_it_was_cut(demo: Demo) -> None:
+    snippet = block("from openai import OpenAI")
+    assert "http://127.0.0.1:8000/v1" in snippet
+    printed = run(demo, "-c", snippet.replace("http://127.0.0.1:8000", demo.url))
+    assert printed == "I am a stub, not a model.\nYou said: Why is the sky blue?\n"
 
 
 def test_the_doctor_finds_nothing_in_the_demo(demo: Demo) -> None:

@@ -25,6 +25,12 @@ def test_each_guarantee_names_tests_that_cite_it(number: str, tests: str) -> Non
         assert re.search(rf"\b{number}\b", (ROOT / path).read_text("utf-8")), f"{path} does not cite {number}"
 
 
+def test_every_test_that_it_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/.]+)`", README)
+    assert len(named) > 40
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_link_leads_somewhere() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
