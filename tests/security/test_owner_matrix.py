@@ -201,7 +201,7 @@ class Stage:
         """A run of the owner's that is `finished`, `running` or `cancelled`."""
         with Client(self.url, None, headers=dict(self.owner.headers)) as client:
             query = f"{state} {secrets.token_hex(4)}"
-            agent = {"agent": "echo"} if state == "finished" else {"agent": "slow", "parameters": {"seconds": 20}}
+            agent = {"agent": "echo"} if state == "finished" else {"agent": "slow", "parameters": {"seconds": 100}}
             request_id = client.submit(query, session_id="a-session", metadata={"secret": "pelican"}, **agent)
             if state == "cancelled":
                 client.post(f"/api/v1/runs/{request_id}/cancel")
