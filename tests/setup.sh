@@ -75,10 +75,9 @@ install() (
     "${apt_get[@]}" install -y --no-install-recommends "$@"
 )
 
-install_clients() {
-    usable node && usable npm &&
-        (cd "$JAVASCRIPT" && npm ci --loglevel=error && cp package-lock.json node_modules/.installed)
-}
+install_clients() (
+    cd "$JAVASCRIPT" && npm ci --loglevel=error && cp package-lock.json node_modules/.installed
+)
 
 absent=$(missing)
 [ -n "$absent" ] || exit 0
@@ -102,7 +101,7 @@ else
         echo "Installing for the tests: ${wanted[*]}"
         install "${wanted[@]}" || why="apt-get failed"
     fi
-    if ! usable clients; then
+    if ! usable clients && usable node && usable npm; then
         echo "Installing for the tests: the clients in JavaScript"
         install_clients || why="${why:-npm failed}"
     fi
