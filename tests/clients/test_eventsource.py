@@ -1,7 +1,4 @@
-"""EventSources of npm on the native streams: `eventsource` in Node, `fetch-event-source` in a real Chromium.
-
-A browser's own is in tests/browser.
-"""
+"""The EventSource of npm on the native stream; a browser's own is in tests/browser."""
 
 from __future__ import annotations
 
@@ -10,13 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from broker.events import Entry
-from broker.ids import EventId
 from tests.clients.conftest import Deployment, NodeOf, kill
-from tests.kit.browser import Browser
-from tests.kit.checker import check_reader
 from tests.kit.http import Client
 from tests.kit.node import Node, Seen
-from tests.kit.page import Pages
 
 TYPES = ("start", "token", "data", "final", "cancelled", "gone")
 COUNT = 60
@@ -54,20 +47,3 @@ def test_eventsource_of_npm_goes_on_at_another_gateway_when_its_own_is_killed(
     node.call("move", name=request_id, url=deployment.urls[1])
     assert call.result() == 204
     check_seen(call.seen, alice.log(request_id))
-
-
-def test_fetch_event_source_asks_again_when_its_gateway_is_killed_and_starts_no_second_run(
-    deployment: Deployment, browser: Browser, pages: Pages, alice: Client, bearer: str
-) -> None:
-    body = {"query": "count", "agent": "tokens", "parameters": {"count": 40, "pause": 0.05}}
-    with pages.page(browser, "asking.js", {"url": deployment.urls[0], "token": bearer, "body": body}) as page:
-        page.until("seen.length > 5")
-        kill(deployment.gateways[0])
-        deployment.mend()
-        page.until("over")
-        seen = page.evaluate("seen")
-    [run] = alice.get("/api/v1/runs").json()["runs"]
-    mine = [Entry(EventId.parse(one["id"].partition("/")[2]), one["event"], one["data"]) for one in seen]
-    check_reader(mine, alice.log(run["request_id"]))
-    assert {one["id"].partition("/")[0] for one in seen} == {run["request_id"]}
-    assert len([request for request in page.requests if request["method"] == "POST"]) > 1
