@@ -1,4 +1,4 @@
-"""The dialect `openai` in front of the agent `chat`, with the packages of Python: instructions, models, functions."""
+"""The dialect `openai` in front of the agent `chat`, with the package of Python: instructions, models, functions."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def url(stub: ModelStub, folder: Path) -> Iterator[str]:
         launcher.close()
 
 
-@pytest.fixture(scope="module", params=["3", "2"])
-def sdk(request: pytest.FixtureRequest, folder: Path) -> Iterator[Sdk]:
-    with Sdk(folder, request.param) as sdk:
+@pytest.fixture(scope="module")
+def sdk(folder: Path) -> Iterator[Sdk]:
+    with Sdk(folder, "3") as sdk:
         yield sdk
 
 
