@@ -124,7 +124,7 @@ def test_a_run_goes_on_behind_its_tools_where_messages_are_all_of_its_state(stag
     for graph, asked, sessions in (("graph", 4, 1), ("remembers", 5, 2)):
         ended = stage.ended(runs[graph])
         assert reasons(ended.log) == ["started", "worker_lost"]
-        assert marks[graph].read_text() == "called called ", "what was under way is called again"
+        assert marks[graph].read_text().count("called") == 2, "what was under way is called again"
         assert [(tool, result) for tool, _, result in ended.tools] == [("session", "s"), ("waits", "waited")]
         assert sum(entry.type == "tool_call" and '"session"' in entry.data for entry in ended.log) == sessions
         assert ended.run["answer"] == "done"

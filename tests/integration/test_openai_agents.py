@@ -154,7 +154,7 @@ def test_a_run_goes_on_behind_the_tools_that_had_ended(stage: Stage, tmp_path: P
     Path(f"{mark}.go").touch()
     ended = stage.ended(request_id)
     assert reasons(ended.log) == ["started", "worker_lost"]
-    assert mark.read_text() == "called called ", "what was under way is called again"
+    assert mark.read_text().count("called") == 2, "what was under way is called again"
     assert [(tool, result) for tool, _, result in ended.tools] == [("session", "s"), ("waits", "waited")]
     assert sum(entry.type == "tool_call" and '"session"' in entry.data for entry in ended.log) == 1
     assert ended.run["answer"] == "done"
