@@ -16,7 +16,7 @@ from tests.conftest import Launcher
 from tests.kit import sse
 from tests.kit.eventsource import EventSource, Stream
 from tests.kit.http import Client
-from tests.kit.one_way import ALICE, NAMES, Name, Site, asking, got_from, opened, runs_of, script, whole
+from tests.kit.one_way import ALICE, NAMES, Asking, Name, Site, asking, got_from, opened, runs_of, script, whole
 from tests.kit.readers import READERS, Reader
 from tests.kit.scribe import Scribe, Written
 
@@ -99,13 +99,23 @@ async def test_an_attempt_that_answers_otherwise_ends_the_stream_and_the_poll_is
         assert await stream.ended() == "finished", "nothing follows, though the run goes on"
         seen = got_from(name, bytes(stream.body))
         assert (seen.text, seen.end["code"]) == ("one two ", "restarted")
+    again = {name: await opened(site.url, asked_again(name, run)) for name in NAMES if name not in NUMBERED}
     for name in NUMBERED:
         last = streams[name].events[-1].id
         assert await status(site, name, run, last) == 204, "an EventSource would come again and again"
     await say(run, *words("three"), Final())
     assert alice.run(run.request_id)["answer"] == "one 2 three"
+    for name, stream in again.items():
+        assert await stream.ended() == "finished"
+        assert stream.headers["x-request-id"] == run.request_id
+        seen = got_from(name, bytes(stream.body))
+        assert (seen.text, seen.end.get("code")) == ("one 2 three", None), "who asks again has seen nothing else"
     for name in NUMBERED:
         assert await status(site, name, run, streams[name].events[-1].id) == 204
+
+
+def asked_again(name: Name, run: Written) -> Asking:
+    return asking(name, run.submission.query, agent="echo", session=SESSION)
 
 
 async def status(site: Site, name: Name, run: Written, cursor: str) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.events import Cancelled, Data, Entry, Error, Event, Final, Progress, Reasoning, Token, ToolCall, ToolResult
-from broker.fold import fold, outcome
+from broker.fold import Rewind, fold, outcome
 from broker.gateway.dialects.agent.fold import Agent
 from broker.gateway.dialects.chat.fold import Chat
 from broker.gateway.dialects.dialect import Frame
@@ -215,6 +215,58 @@ def test_what_is_beside_the_answer_is_shown_once_and_in_order(name: str, log: li
     assert all(value in left for value in wanted), f"{wanted} is not in {shown}"
     if len([entry for entry in log if entry.type == "attempt"]) == 1:
         assert shown == wanted
+
+
+REJOINED: dict[str, Callable[[tuple[Rewind, ...]], Any]] = {
+    "chat": lambda rewinds: Chat(REQUEST_ID, SESSION_ID, rewinds),
+    "session_chat": lambda rewinds: SessionChat(CREATED_AT_MS, rewinds),
+}
+
+
+def rewinds_of(log: Sequence[Entry]) -> tuple[Rewind, ...]:
+    """As the record has them."""
+    return tuple(
+        Rewind(each.id, EventId.parse(json.loads(each.data)["resume_from"])) for each in log if each.type == "attempt"
+    )
+
+
+def rejoined(name: str, before: Sequence[Entry], log: Sequence[Entry]) -> list[Any]:
+    """What a client gets that comes when the log is `before`, and stays."""
+    frames = folds.frames_of(REJOINED[name](rewinds_of(before)), log)
+    return [(event.type, event.json) for frame in frames for event in sse.parse(frame.data)]
+
+
+@MORE
+@given(name=st.sampled_from(sorted(REJOINED)), log=logs(ended=False, repeating=True), cut=st.integers(0, 200))
+def test_a_client_without_cursors_that_comes_later_is_shown_what_survives(
+    name: str, log: list[Entry], cut: int
+) -> None:
+    """And from then on what everybody is shown who has that."""
+    at = 1 + cut % len(log)
+    shown = surviving_text(log[:at])
+    for length in range(at, len(log) + 1):
+        text = surviving_text(log[:length])
+        events = rejoined(name, log[:at], log[:length])
+        told = "".join(piece_of(name, *event) or "" for event in events)
+        if not text.startswith(shown) and not shown.startswith(text):
+            assert events[-1][1]["code"] == "restarted"
+            return
+        shown = text if len(text) > len(shown) else shown
+        assert told == shown
+        assert not [value for _, value in events if "code" in value]
+
+
+@pytest.mark.parametrize("name", sorted(REJOINED))
+def test_a_client_that_comes_later_is_told_when_a_failover_takes_what_it_was_shown_by(name: str) -> None:
+    """The attempt that it knew of is lost: another one comes, or the one before goes on and ends."""
+    known = log_of(words("a", "b"), words("x", "y"))
+    other = log_of(words("a", "b"), ("1-2", words("c")))
+    other[-2] = Entry(EventId(3, 1), "attempt", other[-2].data)
+    other[-1] = Entry(EventId(3, 2), *other[-1][1:])
+    for log in (other, log_of([*words("a", "b"), Final()])):
+        [(_, value)] = rejoined(name, known, log)
+        assert value["code"] == "cursor_lost"
+    assert "".join(piece_of(name, *event) or "" for event in rejoined(name, known, known)) == "xy"
 
 
 # -- one by one ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from broker import sse
 from broker.events import Entry, dumps
+from broker.fold import Rewind, is_void
 from broker.gateway.dialects.dialect import Frame
 from broker.gateway.dialects.place import Place, places
 from broker.gateway.dialects.told import GONE, LOST, Asides, Telling, Told, tell
@@ -20,11 +21,19 @@ class OneWay(ABC):
     there is no `retry:`.
     """
 
-    key: ClassVar[Hashable]
+    name: ClassVar[str]
     asides: ClassVar[Asides]
     seekable = False
     exact = True
     start: Any = Told()
+
+    def __init__(self, rewinds: tuple[Rewind, ...] = ()) -> None:
+        """`rewinds` are those of the log when the client came: it has seen nothing of what they void, and is shown
+        nothing of it. So one that was told `restarted`, and asks again, gets the answer as it is now. Not for clients
+        with cursors, who may have been there before.
+        """
+        self._rewinds = rewinds if len(rewinds) > 1 else ()  # the first voids nothing
+        self.key: Hashable = (self.name, self._rewinds)
 
     @abstractmethod
     def objects(self, telling: Telling, epoch: int) -> Sequence[dict[str, Any]]:
@@ -35,11 +44,22 @@ class OneWay(ABC):
         return sse.unnamed(data)
 
     def step(self, state: Any, entry: Entry) -> tuple[Any, Sequence[Frame]]:
-        told, tellings = tell(state, entry, self.asides)
+        told, tellings = self._tell(state, entry)
         if not tellings:
             return told, ()
         objects = [dumps(each) for telling in tellings for each in self.objects(telling, entry.id.epoch)]
         return told, [Frame(place, self.frame(data, place)) for place, data in places(entry.id, objects)]
+
+    def _tell(self, told: Told, entry: Entry) -> tuple[Told, Sequence[Telling]]:
+        if told.over or told.attempts == len(self._rewinds):
+            return tell(told, entry, self.asides)
+        if entry.type == "attempt":
+            if entry.id != self._rewinds[told.attempts].id:
+                return told._replace(over=True), (LOST,)  # a failover took the one that is known
+            return told._replace(attempts=told.attempts + 1), ()
+        if not is_void(entry.id, self._rewinds):
+            return tell(told, entry, self.asides)
+        return (told._replace(over=True), (LOST,)) if entry.terminal else (told, ())
 
     def ended(self, state: Any) -> bool:
         over: bool = state.over

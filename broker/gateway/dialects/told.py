@@ -70,6 +70,8 @@ class Told(NamedTuple):
     shown: Shown = Shown()
     over: bool = False
     """Whether nothing follows."""
+    attempts: int = 0
+    """How many of the attempts have come that the fold knows beforehand (one_way)."""
 
 
 def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telling]]:
@@ -81,7 +83,7 @@ def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telli
             return _token(told, entry.id, json.loads(entry.data)["text"])
         case "attempt":
             resume_from = EventId.parse(json.loads(entry.data)["resume_from"])
-            return Told(told.shown.rewind(resume_from)), ()
+            return Told(told.shown.rewind(resume_from), attempts=told.attempts), ()
         case "final":
             return _final(told, entry.id, json.loads(entry.data))
         case "error":
@@ -95,7 +97,7 @@ def tell(told: Told, entry: Entry, asides: Asides) -> tuple[Told, Sequence[Telli
     value = show(json.loads(entry.data))
     # The hash, since a state holds on to all of these, and they may be large.
     shown, new = told.shown.other(entry.id, sha256(dumps(value).encode("ascii")).digest())
-    return Told(shown), (Aside(value),) if new else ()
+    return Told(shown, attempts=told.attempts), (Aside(value),) if new else ()
 
 
 def _token(told: Told, event_id: EventId, text: str) -> tuple[Told, Sequence[Telling]]:
@@ -103,7 +105,7 @@ def _token(told: Told, event_id: EventId, text: str) -> tuple[Told, Sequence[Tel
     if said is None:
         return _over(told, RESTARTED)
     shown, piece = said
-    return Told(shown), () if piece is None else (Piece(piece),)
+    return Told(shown, attempts=told.attempts), () if piece is None else (Piece(piece),)
 
 
 def _final(told: Told, event_id: EventId, data: dict[str, Any]) -> tuple[Told, Sequence[Telling]]:

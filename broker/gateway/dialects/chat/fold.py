@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, assert_never
 
+from broker.fold import Rewind
 from broker.gateway.dialects.one_way import OneWay
 from broker.gateway.dialects.told import CANCELLED, Aside, Asides, Done, Failed, Piece, Stopped, Telling
 
@@ -21,13 +22,14 @@ def _typed(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 class Chat(OneWay):
     """One run."""
 
-    key = "chat"
+    name = "chat"
     asides: ClassVar[Asides] = {
         kind: _typed(kind)
         for kind in ("tool_call", "tool_result", "reasoning", "message", "progress", "sources", "data")
     }
 
-    def __init__(self, request_id: str, session_id: str) -> None:
+    def __init__(self, request_id: str, session_id: str, rewinds: tuple[Rewind, ...] = ()) -> None:
+        super().__init__(rewinds)
         self._names = {"request_id": request_id, "session_id": session_id}
 
     def objects(self, telling: Telling, epoch: int) -> Sequence[dict[str, Any]]:

@@ -65,7 +65,8 @@ class _Endpoint:
         head = await self._front.accepted_head(accepted.request_id)
         if not body.stream:
             return await self._whole(request, accepted.request_id, head, principal)
-        dialect = Chat(accepted.request_id, head.session_id)
+        rewinds = (await self._front.runs.record(accepted.request_id)).rewinds
+        dialect = Chat(accepted.request_id, head.session_id, rewinds)
         return await self._front.stream(accepted.request_id, head, principal, dialect, come_again=False)
 
     async def _whole(self, request: Request, request_id: str, head: Head, principal: Principal) -> Asgi:

@@ -19,7 +19,7 @@ _END = {"lifecycle": "done"}
 class Prompt(OneWay):
     """One run. Each id names it, so that a client that asks again never starts a second one."""
 
-    key = "prompt"
+    name = "prompt"
     asides: ClassVar[Asides] = {
         # A client that is cut before the first word asks again, and shall already have an id.
         "start": lambda data: {"token": ""},
@@ -28,6 +28,7 @@ class Prompt(OneWay):
     }
 
     def __init__(self, request_id: str) -> None:
+        super().__init__()
         self._request_id = request_id
 
     def objects(self, telling: Telling, epoch: int) -> Sequence[dict[str, Any]]:

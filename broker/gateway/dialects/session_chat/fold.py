@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, assert_never
 
+from broker.fold import Rewind
 from broker.gateway.dialects.one_way import OneWay
 from broker.gateway.dialects.told import CANCELLED, Aside, Asides, Done, Failed, Piece, Stopped, Telling
 
@@ -12,15 +13,16 @@ from broker.gateway.dialects.told import CANCELLED, Aside, Asides, Done, Failed,
 class SessionChat(OneWay):
     """One run."""
 
-    key = "session_chat"
+    name = "session_chat"
     asides: ClassVar[Asides] = {
         "progress": lambda data: {"type": "progress", "percent": data["percent"], "message": data["message"]},
         "tool_call": lambda data: {"type": "tool_start", "tool": data["tool"], "args": data["args"]},
         "tool_result": lambda data: {"type": "tool_result", "tool": data["tool"], "result": data["result"]},
     }
 
-    def __init__(self, created_at_ms: int) -> None:
+    def __init__(self, created_at_ms: int, rewinds: tuple[Rewind, ...] = ()) -> None:
         """When the run was accepted, in milliseconds since 1970."""
+        super().__init__(rewinds)
         self._created_at_ms = created_at_ms
 
     def objects(self, telling: Telling, epoch: int) -> Sequence[dict[str, Any]]:

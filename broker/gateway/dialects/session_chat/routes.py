@@ -28,7 +28,8 @@ def routes(front: Front, prefix: str) -> list[Route]:
         body = requests.validated(SessionChatBody, await requests.read_json(request), needed="message")
         accepted = await front.submit(request, principal, requests.submission_of(body, front.settings))
         head = await front.accepted_head(accepted.request_id)
-        dialect = SessionChat((await front.runs.record(accepted.request_id)).created_at_ms)
+        record = await front.runs.record(accepted.request_id)
+        dialect = SessionChat(record.created_at_ms, record.rewinds)
         return await front.stream(accepted.request_id, head, principal, dialect, come_again=False)
 
     return [
