@@ -119,6 +119,15 @@ def test_a_session_may_be_named_but_not_two(alice: Client) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "session_id")
 
 
+def test_a_response_goes_on_from_one_that_has_ended(alice: Client) -> None:
+    previous = ask(alice, "hangs", background=True)["id"]
+    body = {"model": "echo", "input": "more", "previous_response_id": previous}
+    refused = alice.post(ROUTE, json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "previous_response_id")
+    assert alice.post(f"{ROUTE}/{previous}/cancel").json()["status"] == "cancelled"
+    assert alice.post(ROUTE, json=body).json()["previous_response_id"] == previous
+
+
 def test_the_same_key_is_the_same_response(alice: Client) -> None:
     body = {"model": "echo", "input": "once"}
     answers = [alice.post(ROUTE, json=body, headers={"Idempotency-Key": "k"}).json()["id"] for _ in range(2)]

@@ -140,3 +140,18 @@ def test_what_a_run_said_is_told_by_its_clients_ids() -> None:
     with pytest.raises(Invalid, match="No tool output found for function call call_5-5"):
         conversation.check_outputs(said)
     conversation.check_outputs([*said, {"role": "tool", "tool_call_id": "call_5-5", "content": ""}])
+
+
+def test_outputs_follow_their_calls_at_once() -> None:
+    messages: list[dict[str, Any]] = []
+    conversation.called(messages, "a", "f", "{}")
+    output = {"role": "tool", "tool_call_id": "a", "content": "A"}
+    conversation.check_outputs([*messages, output])
+    for wrong in (
+        [output],
+        [*messages, output, output],
+        [*messages, {"role": "user", "content": "x"}, output],
+        messages,
+    ):
+        with pytest.raises(Invalid):
+            conversation.check_outputs(wrong)

@@ -122,6 +122,8 @@ class OpenAIApi:
             request_id, head = await self._previous(asked.previous, principal)
             if session_id not in (None, head.session_id):
                 requests.refuse("session_id", "The previous response is in another session.")
+            if not head.finished:  # its turn would be missing in what the agent is told
+                requests.refuse("previous_response_id", "It has not ended yet: wait for its end, or cancel it.")
             session_id = head.session_id
             if query is None:
                 query, before = await self._left_open(request_id)
