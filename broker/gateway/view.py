@@ -58,7 +58,7 @@ class View:
         self._before = (channel.end, self._folded)
         """Where the live readers are while something is unsent."""
         self._live_chunked: dict[Reader, Callable[[bytes], None]] = {}
-        self._live_plain: list[Reader] = []
+        self._live_plain: dict[Reader, Callable[[bytes], None]] = {}
 
     def _fold_at_end(self) -> Folded | None:
         """None where it is not known before a reader brings it, which has folded the log up to there."""
@@ -71,14 +71,12 @@ class View:
         if reader.sink.chunked:
             self._live_chunked[reader] = reader.sink.write
         else:
-            self._live_plain.append(reader)
+            self._live_plain[reader] = reader.sink.write
 
     def leave(self, reader: Reader) -> None:
         """The reader goes on by itself from what it has got."""
-        if self._live_chunked.pop(reader, None) is None:
-            if reader not in self._live_plain:
-                return
-            self._live_plain.remove(reader)
+        if self._live_chunked.pop(reader, None) is None and self._live_plain.pop(reader, None) is None:
+            return
         # Unsent: a write of another run has just filled the connection that the two share.
         position, folded = self._before if self._unsent else (self.channel.end, self._folded)
         assert folded is not None
@@ -126,8 +124,8 @@ class View:
                 framed = chunk(data)
                 for write in tuple(self._live_chunked.values()):
                     write(framed)
-            for reader in tuple(self._live_plain):
-                reader.sink.write(data)
+            for write in tuple(self._live_plain.values()):
+                write(data)
         if self.channel.finished or (self._folded is not None and self.dialect.ended(self._folded.state)):
             self.release()
 

@@ -72,6 +72,7 @@ async def test_a_connection_that_fills_up_anywhere_gets_each_run_whole_and_in_or
         async with asyncio.timeout(30):
             assert await following is End.FINISHED
         reading.cancel()
+        await asyncio.wait([reading])
         events = sse.parse(connection.data())
         check_runs(events, await logs_of(redis, leases))
         check_cursors(events)
@@ -112,6 +113,7 @@ async def test_when_the_client_goes_nothing_of_its_readers_is_left(
     redis: Redis, scripts: Scripts, gateway: Gateway
 ) -> None:
     leases = [await running(scripts) for _ in range(5)]
+    tasks = len(asyncio.all_tasks())
     connections = [Connection() for _ in range(3)]
     following = [asyncio.create_task(follow(gateway, leases, connection)) for connection in connections]
     await until(lambda: gateway.hub.readers == 15)
@@ -124,8 +126,8 @@ async def test_when_the_client_goes_nothing_of_its_readers_is_left(
     gateway.hub.drain()
     assert await following[2] is End.CUT
     assert gateway.hub.readers == 0
-    late = Connection()
-    assert await follow(gateway, leases, late) is End.CUT
+    assert await follow(gateway, leases, Connection()) is End.CUT
+    await until(lambda: len(asyncio.all_tasks()) == tasks)
 
 
 async def test_the_frames_of_a_run_are_encoded_once_for_all_connections(
