@@ -139,6 +139,7 @@ def test_when_its_gateway_is_killed_the_page_says_so_and_goes_on_at_another(
     assert len(runs(alice)) == 1
 
 
+@pytest.mark.parametrize("major", MAJORS[-1:])
 def test_an_error_is_shown_to_the_user(opened: Open, alice: Client) -> None:
     chat = opened("raises")
     chat.send("fail")
@@ -147,6 +148,7 @@ def test_an_error_is_shown_to_the_user(opened: Open, alice: Client) -> None:
     assert chat.texts == ["so far "]
 
 
+@pytest.mark.parametrize("major", MAJORS[-1:])
 def test_an_answer_is_made_again(opened: Open, alice: Client) -> None:
     chat = opened("tokens", **SHORT)
     chat.send("count")
