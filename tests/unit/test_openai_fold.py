@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.events import Entry
+from broker.events import Entry, Reasoning, Token
 from broker.fold import outcome
 from broker.gateway.dialects.openai.fold import JUMP, Responses
 from broker.gateway.dialects.openai.response import Profile
@@ -281,3 +281,7 @@ def test_the_response_says_what_was_asked_for() -> None:
     assert response["metadata"] == {"a": "b", "n": "1"}
     assert (response["previous_response_id"], response["background"]) == ("resp_1", True)
     assert (response["id"], response["object"], response["status"]) == (f"resp_{REQUEST_ID}", "response", "queued")
+
+
+def test_the_text_that_is_taken_as_it_stands_in_the_log_is_all_that_its_events_have() -> None:
+    assert set(Token.model_fields) == set(Reasoning.model_fields) == {"text"}

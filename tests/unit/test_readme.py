@@ -48,6 +48,21 @@ def test_the_design_says_where_each_thing_is(folder: str) -> None:
     assert modules <= set(re.findall(r"`(\w+)`", row))
 
 
+def test_the_design_names_what_a_dialect_has_beside_its_fold_and_its_routes() -> None:
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    [row] = re.findall(r"^\| `broker/gateway/dialects/` \| (.+) \|$", page, re.MULTILINE)
+    modules = {path.stem for path in (ROOT / "broker/gateway/dialects").rglob("*.py") if path.stem != "__init__"}
+    assert modules <= set(re.findall(r"`(\w+)/?`", row))
+
+
+def test_every_rule_that_is_cited_is_there() -> None:
+    rules = set(re.findall(r"^(\d+\.\d+) ", (ROOT / "docs" / "protocol.md").read_text("utf-8"), re.MULTILINE))
+    files = [*(ROOT / "docs").glob("*.md"), *(f for part in ("broker", "worker") for f in (ROOT / part).rglob("*.py"))]
+    for file in files:
+        for cited in re.findall(r"PROTOCOL (\d+\.\d+)", file.read_text("utf-8")):
+            assert cited in rules, f"{file} cites {cited}"
+
+
 def test_the_design_names_each_package() -> None:
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
     for file in [*(ROOT / "broker").glob("*/__init__.py"), *(ROOT / "worker").glob("*/__init__.py")]:

@@ -90,7 +90,7 @@ class AgentApi:
 
 
 def _cursor(request: Request) -> int:
-    """How many tokens the client has, or 0. Raises BadCursor."""
+    """The id of the last frame that the client has, or 0. Raises BadCursor."""
     text = requests.cursor_text(request)
     if text and not _COUNT.fullmatch(text):
         raise BadCursor("On this route a cursor is the number that the stream's ids are.")
