@@ -133,6 +133,21 @@ def test_a_function_of_the_clients_is_called_by_it_and_the_next_request_goes_on(
     ]  # fmt: skip
 
 
+def test_an_output_and_a_new_message_may_come_together(user: User, stub: ModelStub, subject: str) -> None:
+    query = f"{subject} [[tool=open_door {{}}]]"
+    first = user.call("create", body={"model": "stub", "input": query, "tools": [FUNCTION]})
+    [call] = calls_of(first)
+    then = {"role": "user", "content": f"And the other? {subject}"}
+    body = {"model": "stub", "previous_response_id": first["id"], "tools": [FUNCTION]}
+    user.call("create", body={**body, "input": [output(call, "open 1"), then]})
+    sent = messages(stub, "And the other?")
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool", "user"]
+    assert [sent[0]["content"], *(message["content"] for message in sent[2:])] == [query, "open 1", then["content"]]
+    with pytest.raises(Refused) as refused:
+        user.call("create", body={"model": "stub", "input": [output(call, "open 1"), then]})
+    assert (refused.value.kind, refused.value["param"]) == ("BadRequestError", "input")
+
+
 def test_a_client_may_send_the_whole_conversation_again(user: User, stub: ModelStub, subject: str) -> None:
     asked = {"role": "user", "content": f"{subject} [[tool=open_door {{}}]]"}
     body = {"model": "stub", "tools": [FUNCTION], "store": False}

@@ -52,6 +52,10 @@ def test_the_turn_that_is_gone_on_with_is_not_told_twice() -> None:
         "q", "1", "q", None, "open"
     ]  # fmt: skip
     assert len(opening(None, turns, "q", given())) == 5
+    before = [{"role": "user", "content": "q"}, CALLED, OPENED]
+    assert [message["content"] for message in opening(None, turns, "more", given(before=before))] == [
+        "q", "1", "q", None, "open", "more"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,25 @@ def test_what_a_run_said_is_told_by_its_clients_ids() -> None:
     conversation.check_outputs([*said, {"role": "tool", "tool_call_id": "call_5-5", "content": ""}])
 
 
+def test_a_conversation_goes_on_behind_a_run_whose_calls_it_answers() -> None:
+    user = {"role": "user", "content": "two"}
+    call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "a", "output": "A"}
+    said: list[dict[str, Any]] = []
+    conversation.called(said, "a", "f", "{}")
+    for items in ([output], [output, user]):
+        talk = conversation.read(items)
+        assert talk.goes_on
+        whole = talk.after_run("one", said)
+        conversation.check_outputs(whole.before)
+        conversation.check_outputs(whole.after)
+        told = [*whole.before, {"role": "user", "content": whole.query}, *whole.after]
+        assert told[:2] == [{"role": "user", "content": "one"}, *said]
+        assert [message["content"] for message in told[2:]] == ["A", "two"][: len(items)]
+    for items in ([user], [call, output, user], [user, call, output]):
+        assert not conversation.read(items).goes_on
+
+
 def test_outputs_follow_their_calls_at_once() -> None:
     messages: list[dict[str, Any]] = []
     conversation.called(messages, "a", "f", "{}")

@@ -73,18 +73,25 @@ class Conversation(BaseModel):
 def opening(system: str | None, history: Iterable[Turn], query: str, given: Given | None = None) -> list[Message]:
     """How a conversation begins: instructions, the session's earlier turns, what the run brings, the query.
 
-    `after` goes on with a query that an earlier run was asked too, and left open: its turn is not told twice.
+    What goes on where an earlier run has left a call open tells that run's turn itself: in `after` where it is asked
+    the same, else at the beginning of `before`. The turn is not told twice.
     """
     system = "\n\n".join(filter(None, (system, given.instructions if given else None)))
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     turns = list(history)
-    if given and given.after and turns and turns[-1].query == query:
+    if given and turns and turns[-1].query in _told_by(given, query):
         turns.pop()
     for turn in turns:
         messages.append({"role": "user", "content": turn.query})
         messages.append({"role": "assistant", "content": turn.answer + (_CUT if turn.cut else "")})
     asked: Message = {"role": "user", "content": query}
     return [*messages, *given.before, asked, *given.after] if given else [*messages, asked]
+
+
+def _told_by(given: Given, query: str) -> list[str]:
+    """The queries of turns that the run may tell itself."""
+    first = [message["content"] for message in given.before[:1] if message["role"] == "user"]
+    return [*first, query] if given.after else first
 
 
 def sendable(messages: Iterable[Message]) -> list[Message]:

@@ -3,6 +3,7 @@ only where ignoring them would change what the answer is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -60,6 +61,7 @@ class Asked:
     agent: str
     conversation: Conversation
     parameters: dict[str, Any]
+    """Without the conversation."""
     metadata: dict[str, Any]
     session_id: str | None
     previous: str | None
@@ -75,13 +77,12 @@ def read(given: Any, settings: Settings) -> Asked:
     _refuse_unsupported(body)
     agent, model = _agent(body, settings)
     talk = conversation.read(body.input)
-    conversation.check_outputs(talk.before)
     if agent != CHAT and talk.query is None:
         refuse("input", f"The agent {agent} takes no outputs of functions; it needs a message of the user.")
     return Asked(
         agent=agent,
         conversation=talk,
-        parameters={**_parameters(body, agent, model, talk), **(body.parameters or {})},
+        parameters={**_parameters(body, agent, model, talk.instructions), **(body.parameters or {})},
         metadata=_metadata(body),
         session_id=body.session_id,
         previous=body.previous_response_id,
@@ -134,9 +135,9 @@ def model_names(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in (settings.model, *settings.models) if name != "*"))
 
 
-def _parameters(body: CreateBody, agent: str, model: str | None, talk: Conversation) -> dict[str, Any]:
-    """For the agent, by the names that our agents have for them."""
-    instructions = [text for text in (body.instructions, *talk.instructions) if text]
+def _parameters(body: CreateBody, agent: str, model: str | None, more: Sequence[str]) -> dict[str, Any]:
+    """For the agent, by the names that our agents have for them. `more` are instructions of the input."""
+    instructions = [text for text in (body.instructions, *more) if text]
     told = {
         "model": model,
         "instructions": "\n\n".join(instructions) or None,
@@ -147,8 +148,6 @@ def _parameters(body: CreateBody, agent: str, model: str | None, talk: Conversat
         "tools": False if agent == CHAT and body.tool_choice == "none" else None,
         "functions": _functions(body, agent),
     }
-    if agent == CHAT:
-        told |= {"before": talk.before or None, "after": talk.after or None}
     return {name: value for name, value in told.items() if value is not None}
 
 

@@ -7,8 +7,8 @@ Messages have the shape of Chat Completions: {"role", "content"}, an assistant's
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.errors import Invalid
@@ -32,6 +32,20 @@ class Conversation:
     before: list[Message] = field(default_factory=list)
     after: list[Message] = field(default_factory=list)
     """What followed the query: calls of functions, and their outputs."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it only makes sense behind an earlier response: without a query, or with outputs of its calls."""
+        called = {call["id"] for message in self.before for call in message.get("tool_calls", ())}
+        return self.query is None or any(
+            message["role"] == "tool" and message["tool_call_id"] not in called for message in self.before
+        )
+
+    def after_run(self, query: str, said: Sequence[Message]) -> Conversation:
+        """This one behind a run that was asked `query` and has `said` so much. Without a query it answers the same."""
+        if self.query is None:
+            return replace(self, query=query, after=[*said, *self.after])
+        return replace(self, before=[{"role": "user", "content": query}, *said, *self.before])
 
 
 def read(given: Any) -> Conversation:

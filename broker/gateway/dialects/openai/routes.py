@@ -117,7 +117,6 @@ class OpenAIApi:
     async def _submission(self, asked: Asked, principal: Principal) -> Submission:
         """With what the earlier response brings: its session, and what it has left open."""
         talk, session_id, parameters = asked.conversation, asked.session_id, asked.parameters
-        query, after = talk.query, talk.after
         if asked.previous is not None:
             request_id, head = await self._previous(asked.previous, principal)
             if session_id not in (None, head.session_id):
@@ -125,22 +124,23 @@ class OpenAIApi:
             if not head.finished:  # its turn would be missing in what the agent is told
                 requests.refuse("previous_response_id", "It has not ended yet: wait for its end, or cancel it.")
             session_id = head.session_id
-            if query is None:
-                query, before = await self._left_open(request_id)
-                after = [*before, *after]
-        elif query is None:
+            if talk.goes_on:
+                talk = talk.after_run(*await self._left_open(request_id))
+        if talk.query is None:
             requests.refuse(
                 "input", "Outputs of functions need the previous_response_id, or the user's message in the input."
             )
-        if len(query.encode("utf-8", "surrogatepass")) > requests.MAX_BODY:
+        if len(talk.query.encode("utf-8", "surrogatepass")) > requests.MAX_BODY:
             raise TooLarge(f"The user's last message is larger than {requests.MAX_BODY} bytes.")
-        conversation.check_outputs(after)
-        if after and asked.agent == CHAT:
-            parameters = {**parameters, "after": after}
+        conversation.check_outputs(talk.before)
+        conversation.check_outputs(talk.after)
+        if asked.agent == CHAT:
+            said = {"before": talk.before, "after": talk.after}
+            parameters = {**{name: messages for name, messages in said.items() if messages}, **parameters}
         if len(dumps(parameters)) > 2 * _MOST_BYTES:
             raise TooLarge("The conversation has become too large.")
         submit = SubmitBody(
-            query=query,
+            query=talk.query,
             agent=asked.agent,
             session_id=session_id,
             parameters=parameters,
