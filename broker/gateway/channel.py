@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Hashable
 from typing import NamedTuple
 
 from broker.events import Entry
-from broker.gateway.dialects.dialect import Dialect
+from broker.gateway.dialects.dialect import Dialect, FoldFailed
 from broker.gateway.view import View
 from broker.ids import START, EventId
 from broker.runs.record import FINISHED
 from broker.status import STATUS_OF
+
+logger = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
@@ -81,6 +84,11 @@ class Channel:
             self.views[key] = View(self, dialect)
         return self.views[key]
 
+    def drop(self, view: View) -> None:
+        """Whoever comes for its dialect gets a new one."""
+        if self.views.get(view.key) is view:
+            del self.views[view.key]
+
     def accept(self, prev: EventId, entries: list[Entry]) -> bool:
         """Takes a message. False: it does not follow the channel's end, so the run must be read again (6.1)."""
         last = entries[-1]
@@ -90,8 +98,14 @@ class Channel:
             return False
         self.end = last.id
         self.status = "running"
-        for view in self.views.values():
-            view.extend(entries)
+        for view in tuple(self.views.values()):
+            try:
+                view.extend(entries)
+            except FoldFailed:
+                # Of this dialect only: its readers come again, and those of the others have missed nothing.
+                logger.exception("a fold failed", extra={"request_id": self.request_id, "dialect": repr(view.key)})
+                self.drop(view)
+                view.fail()
         if last.terminal:
             self.status = STATUS_OF[last.type]
             self._finish()

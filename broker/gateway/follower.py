@@ -10,6 +10,7 @@ from collections.abc import Callable
 from redis.asyncio import Redis
 
 from broker.gateway.channel import Channel
+from broker.gateway.dialects.dialect import FoldFailed
 from broker.gateway.pages import Damaged, Pages
 from broker.gateway.reader import End, Reader
 from broker.ids import START, EventId
@@ -168,7 +169,12 @@ class Follower:
             reader.lost = True
 
     async def _hold(self, reader: Reader, error: Exception) -> None:
-        """Redis is away: the stream stays open and beats."""
+        """Redis is away: the stream stays open and beats. But one that cannot be shown is cut."""
+        if isinstance(error, FoldFailed):
+            request_id, dialect = reader.view.channel.request_id, repr(reader.view.key)
+            logger.error("a fold failed", extra={"request_id": request_id, "dialect": dialect}, exc_info=error)
+            reader.cut()
+            return
         if not is_away(error):
             raise error
         await reader.sleep(RETRY_SECONDS)

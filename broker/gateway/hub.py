@@ -146,7 +146,7 @@ class Hub:
         view.leave(reader)
         view.readers.discard(reader)
         if not view.readers:
-            view.channel.views.pop(view.key, None)
+            view.channel.drop(view)
         self._release(view.channel)
 
     async def follow(self, reader: Reader) -> End:

@@ -42,7 +42,7 @@ class Pages:
         """What the log has above `position`, which is below its end: the beginning of it, at most PAGE_SLICES. `folded`
         is the fold up to there.
 
-        Raises Damaged, and redis-py's exceptions.
+        Raises Damaged, FoldFailed, and redis-py's exceptions.
         """
         key = (view.channel.request_id, view.key, position)
         kept = self._kept.get(key)

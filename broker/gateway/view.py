@@ -83,6 +83,7 @@ class View:
         reader.position, reader.folded = position, folded
 
     def extend(self, entries: Sequence[Entry]) -> None:
+        """Raises FoldFailed, and then is of no use any more."""
         dialect, folded, size = self.dialect, self._folded, 0
         if folded is None:
             self.base = entries[-1].id
@@ -134,6 +135,11 @@ class View:
         for reader in (*self._live_chunked, *self._live_plain):
             self.leave(reader)
             reader.wake()
+
+    def fail(self) -> None:
+        """What came cannot be shown: all readers are cut."""
+        for reader in tuple(self.readers):
+            reader.cut()
 
     def restart(self) -> None:
         """The ring begins anew at the channel's end."""

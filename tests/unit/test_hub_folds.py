@@ -289,3 +289,77 @@ async def test_an_erased_run_ends_its_streams(redis: Redis, scripts: Scripts, ga
     await redis.delete(keys.run(lease.request_id), keys.log(lease.request_id))
     assert await stream.end() is End.FINISHED
     assert frames(stream).endswith(b"data: gone\n\n")
+
+
+class Failing(Counting):
+    """It cannot show "bad"."""
+
+    key = "failing"
+
+    def step(self, state: Count, entry: Entry) -> tuple[Count, Sequence[Frame]]:
+        if entry.type == "token" and json.loads(entry.data)["text"] == "bad":
+            raise KeyError("bad")
+        return super().step(state, entry)
+
+
+async def test_a_fold_that_fails_cuts_its_own_streams_and_no_others(
+    redis: Redis, scripts: Scripts, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Live, and for who comes before and after the others have gone."""
+    lease = await running(scripts)
+    failing = [await gateway.open(lease.request_id, Failing(), chunked=chunked) for chunked in (True, False)]
+    before, after = Counting(), Counting()
+    after.key = "another"
+    exact = [await gateway.open(lease.request_id, dialect) for dialect in (before, after)]
+    await append(scripts, lease, 2, *words("a"))
+    await until(lambda: all(frames(stream).count(b"\n\n") == 2 for stream in (*failing, *exact)))
+    await append(scripts, lease, 3, *words("b", "bad", "c"))
+    late = await gateway.open(lease.request_id, Failing())
+    for stream in (*failing, late):
+        assert await stream.end() is End.CUT
+    whole = await expected(redis, lease.request_id)
+    await until(lambda: all(frames(stream) == whole for stream in exact))
+    later = await gateway.open(lease.request_id, Failing())
+    assert await later.end() is End.CUT
+    await append(scripts, lease, 6, *words("d"), FINAL)
+    for stream in exact:
+        assert await stream.end() is End.FINISHED
+        assert frames(stream) == await expected(redis, lease.request_id)
+    failures = [record for record in caplog.records if record.message == "a fold failed"]
+    assert {record.__dict__["request_id"] for record in failures} == {lease.request_id}
+    assert {record.__dict__["dialect"] for record in failures} == {"'failing'"}
+
+
+async def test_a_fold_that_fails_leaves_the_other_messages_of_a_read(
+    redis: Redis, scripts: Scripts, gateway: Gateway
+) -> None:
+    """What one read brings of other runs goes to them at once: nothing is read again."""
+    lease, other = await running(scripts), await running(scripts)
+    failing = await gateway.open(lease.request_id, Failing())
+    stream = await gateway.open(other.request_id, Counting())
+    await until(lambda: all(each.reader in each.reader.view._live_chunked for each in (failing, stream)))
+    gateway.hub._subscriber.on_message(keys.channel(lease.request_id), _message(lease, 2, "bad"))
+    gateway.hub._subscriber.on_message(keys.channel(other.request_id), _message(other, 2, "x"))
+    gateway.hub._subscriber.on_batch()
+    assert frames(stream).count(b"\n\n") == 2
+    assert await failing.end() is End.CUT
+
+
+def _message(lease: Lease, seq: int, text: str) -> bytes:
+    """Of one token, as a script publishes it."""
+    return f'1 {lease.epoch}-{seq - 1}\n{lease.epoch}-{seq} token {{"text":"{text}"}}'.encode("ascii")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_log_that_a_fold_cannot_show_cuts_who_asks_for_it(
+    redis: Redis, scripts: Scripts, gateway: Gateway, ended: bool
+) -> None:
+    lease = await running(scripts)
+    await append(scripts, lease, 2, *words("a", "bad", "c"), *([FINAL] if ended else []))
+    streams = [await gateway.open(lease.request_id, dialect) for dialect in (Failing(), Failing(), Counting())]
+    for stream in streams[:2]:
+        assert await stream.end() is End.CUT
+    if not ended:
+        await append(scripts, lease, 5, FINAL)
+    assert await streams[2].end() is End.FINISHED
+    assert frames(streams[2]) == await expected(redis, lease.request_id)

@@ -75,9 +75,18 @@ class Folded(NamedTuple):
     """The position of the last frame so far; None before the first."""
 
 
+class FoldFailed(Exception):
+    """A dialect's `step` raised: an event has what the dialect does not know, or the dialect is wrong. It will raise
+    again for whoever folds the same log."""
+
+
 def step(dialect: Dialect, folded: Folded, entry: Entry) -> tuple[Folded, Sequence[Frame]]:
+    """Raises FoldFailed."""
     state, seen = folded
-    state, frames = dialect.step(state, entry)
+    try:
+        state, frames = dialect.step(state, entry)
+    except Exception as error:
+        raise FoldFailed(f"the dialect {dialect.key!r} cannot show {entry.type} {entry.id}") from error
     folded = _new(Folded, (state, frames[-1][0] if frames else seen))
     return folded, frames
 
