@@ -6,7 +6,10 @@ CONTENT_TYPE = b"text/event-stream; charset=utf-8"
 
 
 def frame(event_type: str, data: str, event_id: str = "") -> bytes:
-    """One event. `data` is JSON on one line, so it needs no splitting; `event_id` may be left out."""
+    """One event. `data` is JSON on one line, so it needs no splitting; `event_id` may be left out.
+
+    The id is the first line: a stream of many runs puts more behind it (`Places.complete` in the gateway).
+    """
     head = f"id: {event_id}\n" if event_id else ""
     return f"{head}event: {event_type}\ndata: {data}\n\n".encode("ascii")
 

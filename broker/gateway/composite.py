@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from broker.errors import BadCursor
@@ -28,9 +28,13 @@ class Composite(NamedTuple):
     floor: int | None = None
     """Milliseconds: the runs of the session that were submitted until then and have no place here are over."""
 
+    @property
+    def positions(self) -> dict[str, EventId]:
+        """Of the runs that are not gone."""
+        return {request_id: at for request_id, at in self.places.items() if at is not None}
+
     def __str__(self) -> str:
-        parts = [f"{request_id}/{GONE if at is None else at}" for request_id, at in self.places.items()]
-        return ",".join(parts if self.floor is None else [*parts, str(self.floor)])
+        return _tail([_place(*item) for item in self.places.items()], self.floor).decode("ascii").removeprefix(",")
 
     @classmethod
     def parse(cls, text: str) -> Composite:
@@ -43,14 +47,47 @@ class Composite(NamedTuple):
             raise BadCursor(f"A cursor has at most {MAX_RUNS} runs.")
         places: dict[str, EventId | None] = {}
         for part in parts:
-            request_id, at = _place(part)
+            request_id, at = _parse_place(part)
             if request_id in places:
                 raise BadCursor("A cursor names each run once.")
             places[request_id] = at
         return cls(places, floor)
 
 
-def _place(text: str) -> tuple[str, EventId | None]:
+class Places:
+    """The cursor of a stream while it is written. It is kept as text, since it goes into every id."""
+
+    def __init__(self, cursor: Composite) -> None:
+        """`cursor`: where the client stands."""
+        self.floor = cursor.floor
+        self._texts = {request_id: _place(request_id, at) for request_id, at in cursor.places.items()}
+
+    def complete(self, request_id: str, frames: bytes) -> bytes:
+        """Frames of one run, whose ids are its own place: with those of the other runs behind it. From now on the
+        client stands there."""
+        tail = _tail([text for name, text in self._texts.items() if name != request_id], self.floor)
+        pieces: list[bytes] = []
+        for frame in frames.split(b"\n\n")[:-1]:
+            first, _, rest = frame.partition(b"\n")
+            pieces += (first, tail, b"\n", rest, b"\n\n")
+            self._texts[request_id] = first.removeprefix(b"id: ")
+        return b"".join(pieces)
+
+    def over(self, request_id: str) -> None:
+        """Nothing more is to be given of the run; or of it there is nothing, and there never will be."""
+
+
+def _place(request_id: str, at: EventId | None) -> bytes:
+    return f"{request_id}/{GONE if at is None else at}".encode("ascii")
+
+
+def _tail(places: Iterable[bytes], floor: int | None) -> bytes:
+    """What stands behind a cursor's first place."""
+    tail = b"".join(b"," + place for place in places)
+    return tail if floor is None else b"%b,%d" % (tail, floor)
+
+
+def _parse_place(text: str) -> tuple[str, EventId | None]:
     name, _, at = text.rpartition("/")
     gone = at == GONE
     cursor = Cursor.parse(f"{name}/0-0" if gone else text)

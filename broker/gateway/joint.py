@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from broker.gateway.composite import GONE
+from broker.gateway.composite import Places
 from broker.gateway.reader import End, Reader, Sleeper, chunk
-from broker.gateway.session import Progress
 from broker.gateway.sinks import StreamSink
-from broker.ids import Cursor
 
 Serve = Callable[["Part"], Awaitable[End]]
 """Opens a reader that writes to the part, and follows it to its end."""
@@ -22,20 +20,16 @@ class Joint(Sleeper):
     of the other runs. Where a write of one run fills the connection, the readers of all of them leave it.
     """
 
-    def __init__(self, progress: Progress, *, session: bool) -> None:
-        """`session`: ids end with the floor."""
+    def __init__(self, places: Places) -> None:
         super().__init__()
-        self.progress = progress
+        self.places = places
         self.sink: StreamSink
         self.turn = asyncio.Lock()
         """Held with a page of a log: a connection that is stuck shall hold one, and not one for each of its runs."""
         self.ending: End | None = None
-        self._session = session
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup
-        self._texts = {name: _text(name, str(at or GONE)) for name, at in progress.places.items()}
-        """The places of the cursor, as they stand in it."""
 
     @property
     def busy(self) -> bool:
@@ -83,8 +77,6 @@ class Joint(Sleeper):
                 await self.sleep(tick())
 
     def begin(self, request_id: str) -> None:
-        """The run is served from where the client stands in it."""
-        self.progress.begin(request_id)
         part = self._parts[request_id] = Part(self, request_id)
         self._tasks[request_id] = self._group.create_task(self._follow_part(part))
 
@@ -94,7 +86,7 @@ class Joint(Sleeper):
         finally:
             del self._parts[part.request_id], self._tasks[part.request_id]
         if end is End.FINISHED:
-            self.progress.over(part.request_id)
+            self.places.over(part.request_id)
         else:
             self._stop(end)
         super().wake()
@@ -115,31 +107,10 @@ class Joint(Sleeper):
         if data.startswith(b":"):
             self.write_bytes(data)
             return
-        others = [text for name, text in self._texts.items() if name != request_id]
-        if self._session:
-            others.append(b"%d" % self.progress.floor)
-        tail = b"".join(b"," + text for text in others)
-        pieces: list[bytes] = []
-        line = b""
-        for frame in data.split(b"\n\n")[:-1]:
-            line, _, rest = frame.partition(b"\n")
-            pieces += (line, tail, b"\n", rest, b"\n\n")
-        self._stands(request_id, line.removeprefix(b"id: "))
-        self.write_bytes(b"".join(pieces))
+        self.write_bytes(self.places.complete(request_id, data))
 
     def write_bytes(self, data: bytes) -> None:
         self.sink.write(chunk(data) if self.sink.chunked else data)
-
-    def _stands(self, request_id: str, text: bytes) -> None:
-        self._texts[request_id] = text
-        gone = text.endswith(GONE.encode())
-        self.progress.stands(request_id, None if gone else Cursor.parse(text.decode("ascii")).event_id)
-
-    def forget_places(self) -> None:
-        """Those that are not in the cursor any more."""
-        for request_id in [*self._texts]:
-            if request_id not in self.progress.places:
-                del self._texts[request_id]
 
     # -- what happens to the connection ----------------------------------------------------------------------
 
@@ -200,7 +171,3 @@ class Part:
 
     def abort(self) -> None:
         self._joint.sink.abort()
-
-
-def _text(request_id: str, at: str) -> bytes:
-    return f"{request_id}/{at}".encode("ascii")

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker import sse as wire
 from broker.errors import BadCursor
-from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.composite import MAX_RUNS, Composite, Places
 from broker.ids import Cursor, EventId
+from tests.kit import sse
 
 RID = "0123456789abcdef" * 2
 OTHER = "fedcba9876543210" * 2
@@ -40,6 +42,26 @@ def test_the_cursor_of_one_run_is_its_long_form(request_id: str, at: EventId) ->
     text = str(Composite({request_id: at}))
     assert Cursor.parse(text) == Cursor(at, request_id)
     assert Composite.parse(f"{request_id}/{at}") == Composite({request_id: at})
+
+
+@given(COMPOSITES, st.data())
+def test_every_frame_of_a_stream_says_where_the_client_stands_in_every_run(
+    before: Composite, data: st.DataObject
+) -> None:
+    """Its own run's place is the first, and only that one has changed; comments and data are as they were."""
+    places, expected = Places(before), dict(before.places)
+    for _ in range(3):
+        request_id = data.draw(st.sampled_from([*expected]) | REQUEST_IDS.filter(lambda name: len(expected) < MAX_RUNS))
+        ids = data.draw(st.lists(st.builds(EventId, NUMBER, NUMBER), min_size=1, max_size=3))
+        frames = [wire.frame("token", f'{{"n":{n}}}', f"{request_id}/{at}") for n, at in enumerate(ids)]
+        events = sse.parse(places.complete(request_id, b"".join(frames)))
+        assert [(event.type, event.data) for event in events] == [("token", f'{{"n":{n}}}') for n in range(len(ids))]
+        for at, event in zip(ids, events, strict=True):
+            expected[request_id] = at
+            cursor = Composite.parse(event.id)
+            assert cursor == Composite(expected, before.floor)
+            assert next(iter(cursor.places)) == request_id
+            assert event.id == str(cursor)
 
 
 def test_a_floor_alone_is_a_cursor_of_a_session() -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker import sse
 from broker.gateway.composite import MAX_RUNS, Composite
 from broker.gateway.session import SETTLE_MS, Progress
-from broker.ids import START, EventId
+from tests.kit.sse import parse
 
 NOW = 1_763_668_800_000
 
@@ -39,7 +40,10 @@ class Play:
         self.connect()
 
     def connect(self) -> None:
-        self.progress = Progress(Composite.parse(self.cursor) if self.cursor else Composite({}, 0))
+        cursor = Composite.parse(self.cursor) if self.cursor else Composite({}, 0)
+        self.progress = Progress(cursor)
+        self.under_way = list(cursor.positions)
+        self.seq = {name: at.seq for name, at in cursor.positions.items()}
 
     def submit(self, late: int, events: int) -> None:
         name = f"{len(self.runs):032x}"
@@ -53,33 +57,31 @@ class Play:
         for name in self.progress.look(page, complete=len(page) == len(rows), now_ms=self.now):
             if self.runs[name].events:
                 self.progress.begin(name)
+                self.under_way.append(name)
             elif self.progress.never_came(name, self.now):
                 self.progress.over(name)
 
     def write(self, choice: int, count: int) -> None:
         """The next events of one of the runs that are under way, and the cursor of each."""
-        waiting = self.progress.under_way
-        if not waiting:
+        if not self.under_way:
             return
-        name = waiting[choice % len(waiting)]
+        name = self.under_way[choice % len(self.under_way)]
         last = self.runs[name].events
-        for _ in range(count):
-            at = self.progress.places.get(name) or START
-            if at.seq < last:
-                self.progress.stands(name, EventId(0, at.seq + 1))
-                self.had.setdefault(name, []).append(at.seq + 1)
-                self.cursor = str(self.progress.cursor)
-                self.longest = max(self.longest, len(Composite.parse(self.cursor).places))
-        if (self.progress.places.get(name) or START).seq == last:
+        for seq in range(self.seq.get(name, 0) + 1, last + 1)[:count]:
+            frame = sse.frame("token", "{}", f"{name}/0-{seq}")
+            [event] = parse(self.progress.complete(name, frame))
+            self.seq[name], self.cursor = seq, event.id
+            self.had.setdefault(name, []).append(seq)
+            self.longest = max(self.longest, len(Composite.parse(self.cursor).places))
+        if self.seq.get(name, 0) == last:
             self.progress.over(name)
+            self.under_way.remove(name)
 
     def finish(self) -> None:
         for _ in range(3 * len(self.runs) + 3):
             self.now += SETTLE_MS
             self.look()
-            for choice in range(len(self.progress.under_way)):
-                self.write(choice, 10)
-            for _ in self.progress.under_way:
+            for _ in [*self.under_way]:
                 self.write(0, 10)
 
 
@@ -115,7 +117,7 @@ def test_wherever_it_is_cut_every_run_comes_whole_and_once(steps: list[tuple[str
     play.finish()
     for run in play.runs.values():
         assert play.had.get(run.name, []) == list(range(1, run.events + 1)), run
-    assert play.progress.under_way == []
+    assert play.under_way == []
 
 
 def test_the_cursor_names_at_most_as_many_runs_as_it_may_and_the_others_follow() -> None:
@@ -126,7 +128,7 @@ def test_the_cursor_names_at_most_as_many_runs_as_it_may_and_the_others_follow()
     for round_ in range(5):
         play.now += 1000
         play.look()
-        for choice in range(len(play.progress.under_way)):
+        for choice in range(len(play.under_way)):
             play.write(choice, 1)
         assert len(play.had) == MAX_RUNS, f"round {round_}"
     play.finish()
@@ -150,7 +152,7 @@ def test_runs_that_are_long_over_leave_the_cursor_and_do_not_come_again() -> Non
     assert list(Composite.parse(play.cursor).places) == [f"{10:032x}"]
     play.connect()
     play.look()
-    assert play.progress.under_way == [f"{10:032x}"], "its end is for the log to say"
+    assert play.under_way == [f"{10:032x}"], "its end is for the log to say"
     assert len(play.had) == 11
 
 

@@ -122,7 +122,7 @@ class ManyResponse(StreamResponse):
         loop = asyncio.get_running_loop()
         cut_at = None if self._seconds is None else loop.time() + self._seconds
         source, hub = self._source, self.hub
-        joint = Joint(source.progress, session=source.session)
+        joint = Joint(source.places)
 
         async def serve(part: Part) -> End:
             request_id, dialect = part.request_id, NativeOfMany(part.request_id)
@@ -132,7 +132,7 @@ class ManyResponse(StreamResponse):
                     source.heads.pop(request_id),
                     dialect,
                     part,
-                    position=source.progress.places.get(request_id) or START,
+                    position=source.positions.get(request_id, START),
                     seconds=None if cut_at is None else max(cut_at - loop.time(), 0.0),
                 )
             except RunNotFound:

@@ -9,11 +9,11 @@ from typing import Protocol
 
 from broker import sse
 from broker.errors import Unavailable
-from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.composite import MAX_RUNS, Composite, Places
 from broker.gateway.dialects.native.fold import NativeOfMany
 from broker.gateway.joint import Joint
 from broker.gateway.session import Progress
-from broker.ids import Owner
+from broker.ids import EventId, Owner
 from broker.runs.record import Head
 from broker.runs.store import Runs
 
@@ -29,12 +29,13 @@ Watched = Callable[[str, Head], Awaitable[None]]
 class Source(Protocol):
     """Which runs a stream is of."""
 
-    progress: Progress
     heads: dict[str, Head]
     """Of the runs that are begun next."""
+    positions: dict[str, EventId]
+    """Where the client stood in runs as it came."""
 
     @property
-    def session(self) -> bool: ...
+    def places(self) -> Places: ...
 
     async def begin(self, joint: Joint) -> None:
         """Begins runs; returns when there are no more to come."""
@@ -46,11 +47,10 @@ class Source(Protocol):
 class Listed:
     """The runs that a request lists. `missing` are some that the client has a part of, and that are not there."""
 
-    session = False
-
     def __init__(self, cursor: Composite, heads: Mapping[str, Head], missing: list[str]) -> None:
-        self.progress = Progress(cursor)
+        self.places = Places(cursor)
         self.heads = dict(heads)
+        self.positions = cursor.positions
         self._missing = missing
 
     async def begin(self, joint: Joint) -> None:
@@ -66,8 +66,6 @@ class Listed:
 class OfSession:
     """A session's runs: at first those that the client has a part of, then one by one those of the index."""
 
-    session = True
-
     def __init__(
         self,
         cursor: Composite,
@@ -80,8 +78,9 @@ class OfSession:
         session_id: str,
         heartbeat_seconds: float,
     ) -> None:
-        self.progress = Progress(cursor)
+        self.places = Progress(cursor)
         self.heads = dict(heads)
+        self.positions = cursor.positions
         self._missing = missing
         self._runs = runs
         self._watched = watched
@@ -103,12 +102,11 @@ class OfSession:
             await asyncio.sleep(self._pause)
 
     async def _look(self, joint: Joint) -> None:
-        progress = self.progress
+        progress = self.places
         rows, complete, now_ms = await self._runs.session_above(
             self._owner, self._session_id, progress.floor, limit=_LOOK_ROWS
         )
         fresh = progress.look(rows, complete=complete, now_ms=now_ms)
-        joint.forget_places()
         for request_id, head in zip(fresh, await self._runs.heads(fresh), strict=True):
             if head is not None:
                 await self._begin(joint, request_id, head)
@@ -122,6 +120,7 @@ class OfSession:
             joint.cut()
             return
         self.heads[request_id] = head
+        self.places.begin(request_id)
         joint.begin(request_id)
 
     def tick(self, joint: Joint) -> float:
@@ -137,4 +136,4 @@ class OfSession:
 
 def _tell_gone(joint: Joint, request_id: str) -> None:
     joint.write(request_id, NativeOfMany(request_id).gone())
-    joint.progress.over(request_id)
+    joint.places.over(request_id)
