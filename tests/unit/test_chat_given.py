@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.events import Error, Final, ToolCall, ToolResult
+from broker.events import Error, Final, ToolCall, ToolResult, dumps
 from tests.unit.test_chat import RUN, SETTINGS, Bench, Scripted, bench, count, end, said
 from worker import Checkpoint, Turn
 from worker.agents.conversation import opening
@@ -88,6 +88,22 @@ async def test_a_call_of_the_clients_function_ends_the_run_and_is_left_to_it(ben
     assert not [item for item in items if isinstance(item, ToolResult)]
     assert isinstance(items[-1], Final)
     assert items[-1].usage["finish_reason"] == "tool_calls"
+
+
+async def test_a_call_of_the_clients_function_is_whole_or_the_run_fails(bench: Bench) -> None:
+    run = replace(RUN, parameters={"functions": [FUNCTION]})
+    small = Call(id="c0", name="open_door", arguments="{}")
+    for letters, fits in ((60_000, True), (70_000, False)):
+        for arguments in (dumps({"n": "x" * letters}), "{" + "x" * letters):
+            call = Call(id="c1", name="open_door", arguments=arguments)
+            items = await bench.items(Scripted([small, call, end("tool_calls")]), run)
+            calls = [item.args for item in items if isinstance(item, ToolCall)]
+            if fits:
+                assert isinstance(items[-1], Final)
+                assert (calls[1] if isinstance(calls[1], str) else dumps(calls[1])) == arguments
+            else:
+                assert calls == [], "a client that executes some of the calls cannot go on"
+                assert isinstance(items[-1], Error) and items[-1].code == "model_call_too_large"
 
 
 async def test_the_services_own_tools_are_called_before_the_client_is_left_with_its_calls(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from broker.events import Error, Event, Final, ToolCall, ToolResult
 from broker.settings import Settings
-from worker.agent import Agent, Checkpoint, Run
+from worker.agent import MAX_EVENT_BYTES, Agent, Checkpoint, Run
 from worker.agents.answer import Answer
 from worker.agents.conversation import Conversation, opening, sendable
 from worker.agents.given import NAMES as GIVEN
@@ -23,7 +23,7 @@ from worker.models.model import Call, End, Message, Model, ModelError, Options
 from worker.models.parameters import SAMPLING, SHOWN_MESSAGE, BadParameter, allowed_parameters, refuse_unknown
 from worker.tools.registry import Tools
 from worker.tools.result import Result, cut
-from worker.tools.tool import shown_arguments
+from worker.tools.tool import read_arguments, shown_arguments
 
 CALLS_AT_ONCE = 16
 """Of one run: a model may ask for any number."""
@@ -154,10 +154,23 @@ class _Talk:
         if not answer.calls:
             self._end = answer.end
             return
-        for call in answer.calls:
-            yield ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=shown_arguments(call.arguments))
+        for called in [self._called(call) for call in answer.calls]:
+            yield called
         for checkpoint in self._saver.checkpoint(self._said):
             yield checkpoint
+
+    def _called(self, call: Call) -> ToolCall:
+        """For the log. The client executes what this says, so its calls are told whole; raises ModelError where an
+        event cannot hold one."""
+        if call.name not in self._choice.functions:
+            return ToolCall(id=call.id, tool=cut(call.name, _SHOWN_NAME), args=shown_arguments(call.arguments))
+        event = ToolCall(id=call.id, tool=call.name, args=read_arguments(call.arguments))
+        if (size := len(event.json_data())) > MAX_EVENT_BYTES:
+            told = (
+                f"The call of {call.name} that the model makes has {size} bytes, above the {MAX_EVENT_BYTES} allowed."
+            )
+            raise ModelError("model_call_too_large", told)
+        return event
 
     async def _call_tools(self, calls: Sequence[Call]) -> AsyncGenerator[Event | Checkpoint, None]:
         """At the same time; each result as it comes, and a checkpoint with it."""

@@ -116,14 +116,20 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no value")
 
 
-def shown_arguments(text: str) -> Any:
-    """A call's arguments for the log: JSON where they are, else the text, cut to what an event can carry."""
+def read_arguments(text: str) -> Any:
+    """A call's arguments for the log: JSON where they are, else the text."""
     try:
         value = parse_arguments(text)
-        fits = len(dumps(value)) <= MAX_RESULT_BYTES
+        dumps(value)
     except (ValueError, RecursionError):
-        fits = False
-    return value if fits else cut(text)
+        return text
+    return value
+
+
+def shown_arguments(text: str) -> Any:
+    """The same, cut to what is shown of a tool's result."""
+    value = read_arguments(text)
+    return value if len(dumps(value)) <= MAX_RESULT_BYTES else cut(text)
 
 
 def make_tool(function: Callable[..., Any], *, default_timeout: float) -> Tool:
