@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from broker import __version__
 from broker.gateway.api import Problem
-from broker.gateway.composite import MAX_RUNS
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS
 from broker.gateway.problems import MEDIA_TYPE
 from broker.gateway.routes import EVENT_STREAM, Answer, Route
 from broker.status import STATUSES

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from broker.events import Entry
-from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
 from broker.ids import EventId, new_request_id
 from broker.runs import log
 from tests.conftest import Launcher

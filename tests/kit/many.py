@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from broker.events import Entry
-from broker.gateway.composite import MAX_RUNS, Composite
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
 from broker.ids import START, EventId
 from tests.kit import sse
 from tests.kit.checker import check_reader

@@ -7,13 +7,12 @@ from typing import Any
 
 from broker import sse
 from broker.events import Attempt, Entry, Error
-from broker.gateway.composite import GONE
 from broker.gateway.dialects.dialect import Frame
 from broker.ids import START
 
 _new: Any = tuple.__new__
 """Half the time of a NamedTuple's own constructor."""
-_GONE = Error(code="gone", message="This run no longer exists.").json_data()
+GONE = Error(code="gone", message="This run no longer exists.").json_data()
 _LOST = Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data()
 
 
@@ -46,7 +45,7 @@ class Native:
 
     def gone(self) -> bytes:
         """Without an id: it is not an event of the log, and the client's cursor stays."""
-        return sse.frame("error", _GONE)
+        return sse.frame("error", GONE)
 
     def lost(self) -> bytes:
         """Start again (PROTOCOL 6.5). Its id is the cursor that means so."""
@@ -54,19 +53,3 @@ class Native:
 
     def closing(self, retry_ms: int) -> bytes:
         return sse.retry(retry_ms)
-
-
-class NativeOfMany(Native):
-    """One of the runs of a connection that has several: what is said of it names it, and `gone` has an id as well."""
-
-    def __init__(self, request_id: str) -> None:
-        super().__init__(request_id, long_ids=True)
-        self.key = ("native", "of many")
-        self._request_id = request_id
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(f"{self._request_id} {text}")
-
-    def gone(self) -> bytes:
-        """The cursor says that the client knows, so that it is not told again."""
-        return sse.frame("error", _GONE, f"{self._request_id}/{GONE}")

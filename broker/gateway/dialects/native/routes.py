@@ -14,7 +14,7 @@ from broker.fold import is_void
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.native.fold import Native
-from broker.gateway.dialects.native.many import ManyRuns
+from broker.gateway.dialects.native.many.routes import ManyRuns
 from broker.gateway.front import Front, sees, stream_headers
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route, json_response
 from broker.ids import REQUEST_ID, START, EventId, Owner

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from broker import sse
 from broker.errors import Unavailable
-from broker.gateway.composite import MAX_RUNS, Composite, Places
-from broker.gateway.dialects.native.fold import NativeOfMany
-from broker.gateway.joint import Joint
-from broker.gateway.session import Progress
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite, Places
+from broker.gateway.dialects.native.many.fold import NativeOfMany
+from broker.gateway.dialects.native.many.multiplexer import Multiplexer
+from broker.gateway.dialects.native.many.progress import Progress
 from broker.ids import EventId, Owner
 from broker.runs.record import Head
 from broker.runs.store import Runs
@@ -37,10 +37,10 @@ class Source(Protocol):
     @property
     def places(self) -> Places: ...
 
-    async def begin(self, joint: Joint) -> None:
+    async def begin(self, multiplexer: Multiplexer) -> None:
         """Begins runs; returns when there are no more to come."""
 
-    def tick(self, joint: Joint) -> float:
+    def tick(self, multiplexer: Multiplexer) -> float:
         """Until then: a heartbeat where one is due. Seconds until it is to be called again."""
 
 
@@ -53,13 +53,13 @@ class Listed:
         self.positions = cursor.positions
         self._missing = missing
 
-    async def begin(self, joint: Joint) -> None:
+    async def begin(self, multiplexer: Multiplexer) -> None:
         for request_id in self._missing:
-            _tell_gone(joint, request_id)
+            _tell_gone(multiplexer, request_id)
         for request_id in self.heads:
-            joint.begin(request_id)
+            multiplexer.begin(request_id)
 
-    def tick(self, joint: Joint) -> float:
+    def tick(self, multiplexer: Multiplexer) -> float:
         return LOOK_SECONDS
 
 
@@ -90,18 +90,18 @@ class OfSession:
         self._pause = min(LOOK_SECONDS, heartbeat_seconds / 8)
         self._beat_at = 0.0
 
-    async def begin(self, joint: Joint) -> None:
+    async def begin(self, multiplexer: Multiplexer) -> None:
         """For ever."""
         for request_id in self._missing:
-            _tell_gone(joint, request_id)
+            _tell_gone(multiplexer, request_id)
         for request_id in [*self.heads]:
-            joint.begin(request_id)
+            multiplexer.begin(request_id)
         while True:
             with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
-                await self._look(joint)
+                await self._look(multiplexer)
             await asyncio.sleep(self._pause)
 
-    async def _look(self, joint: Joint) -> None:
+    async def _look(self, multiplexer: Multiplexer) -> None:
         progress = self.places
         rows, complete, now_ms = await self._runs.session_above(
             self._owner, self._session_id, progress.floor, limit=_LOOK_ROWS
@@ -109,31 +109,31 @@ class OfSession:
         fresh = progress.look(rows, complete=complete, now_ms=now_ms)
         for request_id, head in zip(fresh, await self._runs.heads(fresh), strict=True):
             if head is not None:
-                await self._begin(joint, request_id, head)
+                await self._begin(multiplexer, request_id, head)
             elif progress.never_came(request_id, now_ms):
                 progress.over(request_id)
 
-    async def _begin(self, joint: Joint, request_id: str, head: Head) -> None:
+    async def _begin(self, multiplexer: Multiplexer, request_id: str, head: Head) -> None:
         try:
             await self._watched(request_id, head)
         except Unavailable:
-            joint.cut()
+            multiplexer.cut()
             return
         self.heads[request_id] = head
         self.places.begin(request_id)
-        joint.begin(request_id)
+        multiplexer.begin(request_id)
 
-    def tick(self, joint: Joint) -> float:
+    def tick(self, multiplexer: Multiplexer) -> float:
         """Runs that are under way beat by themselves."""
         now = asyncio.get_running_loop().time()
-        if joint.busy:
+        if multiplexer.busy:
             self._beat_at = now + self._heartbeat
-        elif now >= self._beat_at and not joint.sink.paused:
-            joint.write_bytes(sse.comment("heartbeat"))
+        elif now >= self._beat_at and not multiplexer.sink.paused:
+            multiplexer.write_bytes(sse.comment("heartbeat"))
             self._beat_at = now + self._heartbeat
         return self._pause
 
 
-def _tell_gone(joint: Joint, request_id: str) -> None:
-    joint.write(request_id, NativeOfMany(request_id).gone())
-    joint.places.over(request_id)
+def _tell_gone(multiplexer: Multiplexer, request_id: str) -> None:
+    multiplexer.write(request_id, NativeOfMany(request_id).gone())
+    multiplexer.places.over(request_id)

@@ -10,9 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from broker.events import Entry
-from broker.gateway.composite import Composite
-from broker.gateway.dialects.native.many import ManyResponse
-from broker.gateway.dialects.native.sources import Listed
+from broker.gateway.dialects.native.many.cursor import Composite
+from broker.gateway.dialects.native.many.routes import ManyResponse
+from broker.gateway.dialects.native.many.sources import Listed
 from broker.gateway.reader import End
 from broker.runs import log
 from broker.runs.scripts import Lease, Scripts

@@ -12,12 +12,13 @@ from starlette.responses import Response
 from broker.errors import BadCursor, BadRequest, Draining, RunNotFound, Unavailable
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.composite import MAX_RUNS, Composite
-from broker.gateway.dialects.native.fold import Native, NativeOfMany
-from broker.gateway.dialects.native.sources import Listed, OfSession, Source
+from broker.gateway.dialects.native.fold import Native
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
+from broker.gateway.dialects.native.many.fold import NativeOfMany
+from broker.gateway.dialects.native.many.multiplexer import Multiplexer, Part
+from broker.gateway.dialects.native.many.sources import Listed, OfSession, Source
 from broker.gateway.front import Front, sees
 from broker.gateway.hub import Hub
-from broker.gateway.joint import Joint, Part
 from broker.gateway.reader import End
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.gateway.sinks import StreamSink
@@ -122,7 +123,7 @@ class ManyResponse(StreamResponse):
         loop = asyncio.get_running_loop()
         cut_at = None if self._seconds is None else loop.time() + self._seconds
         source, hub = self._source, self.hub
-        joint = Joint(source.places)
+        multiplexer = Multiplexer(source.places)
 
         async def serve(part: Part) -> End:
             request_id, dialect = part.request_id, NativeOfMany(part.request_id)
@@ -147,11 +148,11 @@ class ManyResponse(StreamResponse):
 
         def tick() -> float:
             if hub.cutting or (cut_at is not None and loop.time() >= cut_at):
-                joint.cut()
+                multiplexer.cut()
                 return 0.0
-            return source.tick(joint)
+            return source.tick(multiplexer)
 
-        return await joint.follow(sink, serve, partial(source.begin, joint), tick)
+        return await multiplexer.follow(sink, serve, partial(source.begin, multiplexer), tick)
 
 
 def _wanted(request: Request) -> tuple[list[str], str | None]:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import sse
-from broker.gateway.composite import MAX_RUNS, Composite
-from broker.gateway.session import SETTLE_MS, Progress
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
+from broker.gateway.dialects.native.many.progress import SETTLE_MS, Progress
 from tests.kit.sse import parse
 
 NOW = 1_763_668_800_000

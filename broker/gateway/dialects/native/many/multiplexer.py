@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from broker.gateway.composite import Places
+from broker.gateway.dialects.native.many.cursor import Places
 from broker.gateway.reader import End, Reader, Sleeper, chunk
 from broker.gateway.sinks import StreamSink
 
@@ -13,7 +13,7 @@ Serve = Callable[["Part"], Awaitable[End]]
 """Opens a reader that writes to the part, and follows it to its end."""
 
 
-class Joint(Sleeper):
+class Multiplexer(Sleeper):
     """To the connection it is the one reader; to the readers of the runs its parts are the connections.
 
     A frame comes from a run's view with the id `<request_id>/<event id>`, encoded once for all; behind it go the places
@@ -145,29 +145,29 @@ class Joint(Sleeper):
 class Part:
     """What one run's reader writes to."""
 
-    __slots__ = ("_joint", "reader", "request_id")
+    __slots__ = ("_multiplexer", "reader", "request_id")
     chunked = False
 
-    def __init__(self, joint: Joint, request_id: str) -> None:
+    def __init__(self, multiplexer: Multiplexer, request_id: str) -> None:
         self.request_id = request_id
         self.reader: Reader | None = None
-        self._joint = joint
+        self._multiplexer = multiplexer
 
     def attach(self, reader: Reader) -> None:
         self.reader = reader
-        reader.turn = self._joint.turn
+        reader.turn = self._multiplexer.turn
 
     @property
     def paused(self) -> bool:
-        return self._joint.sink.paused
+        return self._multiplexer.sink.paused
 
     def write(self, data: bytes) -> None:
-        self._joint.write(self.request_id, data)
+        self._multiplexer.write(self.request_id, data)
 
     async def drain(self) -> None:
-        """The joint wakes its readers when the connection takes more, or is gone."""
+        """The multiplexer wakes its readers when the connection takes more, or is gone."""
         assert self.reader is not None
         await self.reader.sleep()
 
     def abort(self) -> None:
-        self._joint.sink.abort()
+        self._multiplexer.sink.abort()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from broker import sse as wire
 from broker.errors import BadCursor
-from broker.gateway.composite import MAX_RUNS, Composite, Places
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite, Places
 from broker.ids import Cursor, EventId
 from tests.kit import sse
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.gateway.composite import MAX_RUNS, Composite, Places
+from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite, Places
 
 SETTLE_MS = 65_000
 """A run is created within a minute of its `claimed_at`, or never; servers' clocks differ by at most 2 s."""
