@@ -73,20 +73,14 @@ class Front:
         position: EventId = START,
         after: Any = None,
         headers: Mapping[str, str] | None = None,
-        come_again: bool = True,
     ) -> Asgi:
         """The run from the event `position` on where the dialect is seekable, else from the frame at `after` on.
 
-        When that cannot be now, clients of the kind of EventSource shall `come_again`; for others raises Unavailable.
+        Raises Unavailable when that cannot be now: clients of the kind of EventSource shall `come_again`.
         """
-        try:
-            if self.hub.cutting:
-                raise Draining
-            await self.watched(request_id, head)
-        except Unavailable:
-            if not come_again:
-                raise
-            return self.come_again(dialect)
+        if self.hub.cutting:
+            raise Draining
+        await self.watched(request_id, head)
         open_reader = partial(
             self.hub.open,
             request_id,
@@ -104,9 +98,9 @@ class Front:
             headers={**stream_headers(request_id), **(headers or {})},
         )
 
-    def come_again(self, dialect: Dialect) -> Asgi:
+    def come_again(self) -> Asgi:
         """Instead of a 503, which closes an EventSource for good."""
-        return ComeAgain(dialect, self.settings.send_timeout_seconds)
+        return ComeAgain(self.settings.send_timeout_seconds)
 
     def seconds(self, principal: Principal) -> float | None:
         """How long an answer to this caller may take; None is for ever."""

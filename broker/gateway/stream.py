@@ -130,8 +130,7 @@ def _forget_request(scope: Scope) -> None:
 class ComeAgain:
     """What an EventSource gets instead of a 503, which would close it for good: 200, `retry:` and a cut."""
 
-    def __init__(self, dialect: Dialect, send_timeout: float) -> None:
-        self.dialect = dialect
+    def __init__(self, send_timeout: float) -> None:
         self.send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,5 +139,5 @@ class ComeAgain:
             await send({"type": "http.response.body", "body": b""})
             return
         sink = open_sink(scope, receive, send, self.send_timeout)
-        await sink.cut(self.dialect.closing(retry_ms()))
+        await sink.cut(sse.retry(retry_ms()))
         await sink.close()

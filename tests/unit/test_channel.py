@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from broker.events import Entry
 from broker.gateway.channel import Channel, State, heartbeat_text
 from broker.gateway.dialects.agent.fold import Agent
+from broker.gateway.dialects.dialect import Dialect
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.reader import End, Reader, Slice, chunk
 from broker.gateway.view import RING_BYTES, RING_BYTES_MAX, SLICE_BYTES, View
@@ -58,9 +59,11 @@ def opened(end: EventId = BEGUN, status: str = "running") -> Channel:
     return channel
 
 
-def reader_of(channel: Channel, *, chunked: bool = False, long_ids: bool = False) -> Reader:
+def reader_of(
+    channel: Channel, *, chunked: bool = False, long_ids: bool = False, dialect: Dialect | None = None
+) -> Reader:
     """One that is up to date."""
-    view = channel.view(Native(RID, long_ids=long_ids))
+    view = channel.view(dialect or Native(RID, long_ids=long_ids))
     reader = Reader(view, Connection(chunked=chunked), channel.end, None)
     view.readers.add(reader)
     view.join(reader)
@@ -108,6 +111,17 @@ def test_a_message_that_does_not_follow_the_end_is_refused_and_changes_nothing(p
     channel.flush()
     assert (channel.end, channel.status) == (EventId(5, 3), "running")
     assert body_of(reader) == b""
+
+
+def test_who_comes_after_a_fold_failed_gets_another_view_which_stays_when_the_others_have_left() -> None:
+    channel = opened()
+    reader = reader_of(channel, dialect=Agent("s"))
+    assert channel.accept(EventId(5, 1), [Entry(EventId(5, 2), "token", "{}")])
+    assert reader.ending is End.CUT
+    later = channel.view(Agent("s"))
+    assert later is not reader.view
+    channel.drop(reader.view)
+    assert channel.view(Agent("s")) is later
 
 
 def test_a_message_that_is_known_already_is_taken_and_sent_to_nobody() -> None:

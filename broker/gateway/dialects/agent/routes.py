@@ -74,7 +74,7 @@ class AgentApi:
             head = await self._front.visible(request_id, principal)
             return await self._stream(request_id, head, principal, count)
         except Unavailable:
-            return self._front.come_again(Agent(""))
+            return self._front.come_again()
 
     async def _stream(self, request_id: str, head: Head, principal: Principal, count: int) -> Asgi:
         """Raises Unavailable."""
@@ -84,9 +84,7 @@ class AgentApi:
             end = await self._front.end(request_id, dialect)
             if count == TOLD_LOST or (end is not None and count >= end):
                 return Response(status_code=204, headers=headers)
-        return await self._front.stream(
-            request_id, head, principal, dialect, after=count or None, headers=headers, come_again=False
-        )
+        return await self._front.stream(request_id, head, principal, dialect, after=count or None, headers=headers)
 
 
 def _cursor(request: Request) -> int:

@@ -90,7 +90,7 @@ class AiSdkApi:
             await self._runs.cancel(accepted.request_id, "regenerated")
             accepted = await self._front.submit(request, principal, submission)
         head = await self._front.accepted_head(accepted.request_id)
-        return await self._stream(accepted.request_id, head, principal, come_again=False)
+        return await self._stream(accepted.request_id, head, principal)
 
     async def _session_of(self, question: Question, principal: Principal) -> str | None:
         """Of the run before, where a client names no chat, so that the agent knows of the conversation."""
@@ -106,7 +106,7 @@ class AiSdkApi:
                 return await self._resume_chat(name, principal)
             return await self._resume_run(name, start_index, principal)
         except Unavailable:  # to a 503 both transports give up
-            return self._front.come_again(self._dialect(name))
+            return self._front.come_again()
 
     async def _resume_chat(self, name: str, principal: Principal) -> Asgi:
         found = await self._find(name, principal)
@@ -162,7 +162,6 @@ class AiSdkApi:
         *,
         after: int = 0,
         headers: dict[str, str] | None = None,
-        come_again: bool = True,
     ) -> Asgi:
         return await self._front.stream(
             request_id,
@@ -171,7 +170,6 @@ class AiSdkApi:
             self._dialect(request_id),
             after=after or None,
             headers={**_STREAM_HEADERS, RUN_ID: request_id, **(headers or {})},
-            come_again=come_again,
         )
 
     def _dialect(self, request_id: str) -> AiSdk:

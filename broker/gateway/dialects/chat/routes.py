@@ -67,7 +67,7 @@ class _Endpoint:
             return await self._whole(request, accepted.request_id, head, principal)
         rewinds = (await self._front.runs.record(accepted.request_id)).rewinds
         dialect = Chat(accepted.request_id, head.session_id, rewinds)
-        return await self._front.stream(accepted.request_id, head, principal, dialect, come_again=False)
+        return await self._front.stream(accepted.request_id, head, principal, dialect)
 
     async def _whole(self, request: Request, request_id: str, head: Head, principal: Principal) -> Asgi:
         """Raises RunFailed and RunCancelled; Unavailable where it took longer than it may, or this gateway drains."""

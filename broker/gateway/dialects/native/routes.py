@@ -146,7 +146,7 @@ class NativeApi:
         try:
             head = await self._front.visible(request_id, principal)
         except Unavailable:
-            return self._front.come_again(Native(request_id, long_ids=False))
+            return self._front.come_again()
         position = cursor.event_id if cursor else START
         if head.finished and position == head.end:
             return Response(status_code=204, headers=stream_headers(request_id))
@@ -156,7 +156,10 @@ class NativeApi:
         self, request_id: str, head: Head, principal: Principal, position: EventId, *, long_ids: bool
     ) -> Asgi:
         dialect = Native(request_id, long_ids=long_ids)
-        return await self._front.stream(request_id, head, principal, dialect, position=position)
+        try:
+            return await self._front.stream(request_id, head, principal, dialect, position=position)
+        except Unavailable:
+            return self._front.come_again()
 
     async def poll(self, request: Request, principal: Principal) -> Asgi:
         request_id = _request_id(request)

@@ -187,7 +187,7 @@ class OpenAIApi:
         if after is not None and head.finished:  # past the end is no other place than the end
             end = await self._front.end(request_id, dialect)
             after = after if end is None else min(after, end)
-        return await self._front.stream(request_id, head, principal, dialect, after=after, come_again=False)
+        return await self._front.stream(request_id, head, principal, dialect, after=after)
 
     async def _seen(self, request_id: str, event_id: EventId) -> int | None:
         """The last sequence number of a client that has seen the event; None where the log has it not, as then nobody

@@ -50,7 +50,7 @@ class PromptApi:
         start, and pay for, a second one."""
         submission, cursor = self._submission(request), _cursor(request)
         if request.method == "HEAD":  # starts nothing, and is answered with a stream's head
-            return self._front.come_again(Prompt(""))
+            return self._front.come_again()
         try:
             if cursor is not None:
                 request_id, place = cursor
@@ -61,7 +61,7 @@ class PromptApi:
             head = await self._front.accepted_head(accepted.request_id)
             return await self._stream(accepted.request_id, head, principal, None)
         except Unavailable:
-            return self._front.come_again(Prompt(""))
+            return self._front.come_again()
 
     def _submission(self, request: Request) -> Submission:
         sent = request.query_params
@@ -75,7 +75,7 @@ class PromptApi:
         dialect = Prompt(request_id)
         if place is not None and await self._is_last(place, request_id, head, dialect):
             return Response(status_code=204, headers=stream_headers(request_id))
-        return await self._front.stream(request_id, head, principal, dialect, after=place, come_again=False)
+        return await self._front.stream(request_id, head, principal, dialect, after=place)
 
     async def _is_last(self, place: Place, request_id: str, head: Head, dialect: Prompt) -> bool:
         """Most who ask have the log's last event, and for them the log need not be read."""

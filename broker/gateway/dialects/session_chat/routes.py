@@ -30,7 +30,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
         head = await front.accepted_head(accepted.request_id)
         record = await front.runs.record(accepted.request_id)
         dialect = SessionChat(record.created_at_ms, record.rewinds)
-        return await front.stream(accepted.request_id, head, principal, dialect, come_again=False)
+        return await front.stream(accepted.request_id, head, principal, dialect)
 
     return [
         Route(

@@ -26,9 +26,6 @@ from broker.gateway.stream import StreamResponse
 from broker.ids import REQUEST_ID, START
 from broker.runs.record import Head
 
-_DIALECT = Native("", long_ids=True)
-"""What begins and ends a connection."""
-
 
 class ManyRuns:
     """The endpoint."""
@@ -55,7 +52,7 @@ class ManyRuns:
                 return await self._listed(names, _listed_cursor(request, names), principal)
             return await self._session(session_id, _session_cursor(request), principal)
         except Unavailable:
-            return self._front.come_again(_DIALECT)
+            return self._front.come_again()
 
     async def _listed(self, names: Collection[str], cursor: Composite, principal: Principal) -> Asgi:
         """A run that is not there, or foreign, is refused; but one that the client has a part of is told to be gone."""
