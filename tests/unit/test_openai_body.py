@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from broker.errors import BrokerError, Invalid
 from broker.gateway.dialects.openai import conversation
 from broker.gateway.dialects.openai.body import CreateBody, read
+from broker.gateway.dialects.openai.fold import Responses
+from broker.gateway.dialects.openai.response import Profile
 from broker.settings import Settings
 from tests.kit.logs import attempt, entry, start
 
@@ -140,6 +143,27 @@ def test_what_a_run_said_is_told_by_its_clients_ids() -> None:
     with pytest.raises(Invalid, match="No tool output found for function call call_5-5"):
         conversation.check_outputs(said)
     conversation.check_outputs([*said, {"role": "tool", "tool_call_id": "call_5-5", "content": ""}])
+
+
+@pytest.mark.parametrize("value", [None, "", "text", 0, False, {}, {"a": [None]}])
+def test_the_model_is_told_of_calls_what_the_client_was_told(value: Any) -> None:
+    log = [
+        start(),
+        attempt("5-1", "0-1"),
+        entry("5-2", "tool_call", id="x", tool="look", args=value),
+        entry("5-3", "tool_result", id="x", tool="look", result=value),
+        entry("5-4", "final", answer=None, citations=[], usage={}),
+    ]
+    dialect = Responses(Profile(request_id="a" * 32, created_at=0, agent="chat", parameters={}, metadata={}))
+    state = dialect.start
+    for each in log:
+        state, _ = dialect.step(state, each)
+    output = json.loads(dialect.response(state))["output"]
+    told = conversation.of_run(log, dialect.call_id)
+    sent: list[dict[str, Any]] = []
+    conversation.called(sent, output[0]["call_id"], "look", output[0]["arguments"])
+    sent.append({"role": "tool", "tool_call_id": output[1]["call_id"], "content": output[1]["output"]})
+    assert told == sent
 
 
 def test_a_conversation_goes_on_behind_a_run_whose_calls_it_answers() -> None:

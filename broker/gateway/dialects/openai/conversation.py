@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from broker.errors import Invalid
-from broker.events import Entry, dumps
+from broker.events import Entry
 from broker.fold import fold
+from broker.gateway.dialects.openai import items
 from broker.gateway.requests import refuse
 from broker.ids import EventId
 
@@ -105,10 +106,9 @@ def of_run(entries: Iterable[Entry], call_id: Callable[[EventId], str]) -> list[
             messages[-1]["content"] += data["text"]
         elif entry.type == "tool_call":
             ids[data["id"]] = call_id(entry.id)
-            called(messages, ids[data["id"]], data["tool"], _as_text(data.get("args")))
+            called(messages, ids[data["id"]], data["tool"], items.arguments(data))
         elif entry.type == "tool_result" and data["id"] in ids:
-            result = _as_text(data.get("result"))
-            messages.append({"role": "tool", "tool_call_id": ids[data["id"]], "content": result})
+            messages.append({"role": "tool", "tool_call_id": ids[data["id"]], "content": items.output(data)})
     return messages
 
 
@@ -158,7 +158,3 @@ def _string(item: dict[str, Any], name: str, place: str) -> str:
     if not isinstance(value, str):
         refuse(f"{place}.{name}", "It must be a text.")
     return value
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value)

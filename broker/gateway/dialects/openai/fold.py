@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from broker import sse
 from broker.events import Entry, dumps
@@ -171,7 +171,7 @@ class Responses:
             agents_id=data["id"],
             id=self.call_id(entry.id),
             name=dumps(data["tool"]),
-            arguments=dumps(_as_text(data.get("args"), otherwise="{}")),
+            arguments=dumps(items.arguments(data)),
         )
         return self._whole(state, "function_call", entry.id, call)
 
@@ -180,7 +180,7 @@ class Responses:
         called = items.call_of(state.newest, data["id"])
         if called is None:
             return state, []
-        call = Call(agents_id=data["id"], id=called.id, output=dumps(_as_text(data.get("result"), otherwise="")))
+        call = Call(agents_id=data["id"], id=called.id, output=dumps(items.output(data)))
         return self._whole(state, "function_call_output", entry.id, call)
 
     def _whole(self, state: State, kind: Kind, at: EventId, call: Call) -> tuple[State, list[Event]]:
@@ -277,13 +277,6 @@ def _text(data: str) -> str:
     if data.startswith(_HEAD) and data.endswith(_FOOT):
         return data[len(_HEAD) : -len(_FOOT)]
     return dumps(json.loads(data)["text"])[1:-1]
-
-
-def _as_text(value: Any, *, otherwise: str) -> str:
-    """OpenAI's arguments and outputs are texts: JSON, unless they are texts already."""
-    if value is None:
-        return otherwise
-    return value if isinstance(value, str) else dumps(value)
 
 
 def _broken(code: str, message: str) -> bytes:

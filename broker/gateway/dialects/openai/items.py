@@ -5,9 +5,10 @@ Texts are kept as JSON without its quotes, as the log has them: joined, they are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
+from broker.events import dumps
 from broker.ids import EventId
 
 Kind = Literal["message", "reasoning", "function_call", "function_call_output"]
@@ -62,6 +63,22 @@ class Item(NamedTuple):
         """With one more piece. Not by `_replace`, which takes thrice as long: it is done for each token."""
         pieces = Text(at, text, self.text)
         return Item(self.kind, self.id, self.place, at, self.status, pieces, self.call, self.before)
+
+
+def arguments(tool_call: Mapping[str, Any]) -> str:
+    """Of a call, from its event's data. OpenAI's are texts: JSON, unless they are texts already."""
+    return _as_text(tool_call.get("args"), otherwise="{}")
+
+
+def output(tool_result: Mapping[str, Any]) -> str:
+    """What a call came to, as a text in the same way."""
+    return _as_text(tool_result.get("result"), otherwise="")
+
+
+def _as_text(value: Any, *, otherwise: str) -> str:
+    if value is None:
+        return otherwise
+    return value if isinstance(value, str) else dumps(value)
 
 
 def surviving(newest: Item | None) -> list[Item]:
