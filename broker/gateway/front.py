@@ -18,7 +18,7 @@ from broker.gateway.auth import Principal
 from broker.gateway.dialects.dialect import Dialect, Folded, step
 from broker.gateway.routes import Asgi, Gateway
 from broker.gateway.stream import ComeAgain, RunResponse
-from broker.ids import REQUEST_ID, START, EventId
+from broker.ids import REQUEST_ID
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
 
@@ -70,11 +70,10 @@ class Front:
         principal: Principal,
         dialect: Dialect,
         *,
-        position: EventId = START,
         after: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Asgi:
-        """The run from the event `position` on where the dialect is seekable, else from the frame at `after` on.
+        """The run from the frame at the position `after` on; None is its beginning.
 
         Raises Unavailable when that cannot be now: clients of the kind of EventSource shall `come_again`.
         """
@@ -86,7 +85,6 @@ class Front:
             request_id,
             head,
             dialect,
-            position=position,
             after=after,
             seconds=self.seconds(principal),
         )

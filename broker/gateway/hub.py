@@ -22,7 +22,7 @@ from broker.gateway.follower import RETRY_SECONDS, Follower
 from broker.gateway.heartbeats import Heartbeats
 from broker.gateway.pages import Pages
 from broker.gateway.reader import End, Reader, Sink
-from broker.ids import START, EventId
+from broker.ids import EventId
 from broker.runs import keys, log
 from broker.runs.connections import is_away
 from broker.runs.record import Head
@@ -122,19 +122,18 @@ class Hub:
         dialect: Dialect,
         sink: Sink,
         *,
-        position: EventId = START,
         after: Any = None,
         seconds: float | None,
     ) -> Reader:
         """A reader that writes to `sink`; to be followed, and closed. Cut after `seconds`.
 
-        It begins above the event `position` where the dialect is seekable, else above the frame at `after`.
+        It begins above the frame at the position `after`, which is None for all of them.
 
         Raises Unavailable when the run cannot be watched, RunNotFound when it went meanwhile.
         """
         cut_at = asyncio.get_running_loop().time() + seconds if seconds is not None else None
         channel = await self._acquire(request_id, head)
-        reader = Reader(channel.view(dialect), sink, position, cut_at, after=after)
+        reader = Reader(channel.view(dialect), sink, after, cut_at)
         reader.view.readers.add(reader)
         sink.attach(reader)
         if self.cutting:

@@ -129,15 +129,16 @@ class Reader(Sleeper):
         "waiting",
     )
 
-    def __init__(self, view: View, sink: Sink, position: EventId, cut_at: float | None, *, after: Any = None) -> None:
-        """`position` is where reading begins: where the fold can. A client that is further than this has the frames up
-        to the position `after`."""
+    def __init__(self, view: View, sink: Sink, after: Any, cut_at: float | None) -> None:
+        """The client has the frames up to the position `after`; None for nothing."""
         super().__init__()
+        seekable = view.dialect.seekable
         self.view = view
         self.sink = sink
-        self.position = position
-        self.after = after
-        """None as soon as there is nothing more to leave out."""
+        self.position: EventId = after if seekable and after is not None else START
+        """What has been read and folded. Reading begins where the fold can."""
+        self.after = None if seekable else after
+        """What is read up to here is left out; None as soon as there is nothing more to leave out."""
         self.folded = Folded(view.dialect.start, None)
         self.shown: EventId | None = None
         """The last event that the client was shown before the log was found rolled back; None once it is there."""

@@ -147,9 +147,7 @@ class Gateway:
         room: int | None = None,
     ) -> Stream:
         native = Native(request_id, long_ids=long_ids)
-        return await self.open(
-            request_id, native, chunked=chunked, head=head, room=room, position=after, seconds=seconds
-        )
+        return await self.open(request_id, native, chunked=chunked, head=head, room=room, after=after, seconds=seconds)
 
     async def open(
         self,
@@ -159,16 +157,13 @@ class Gateway:
         chunked: bool = True,
         head: Head | None = None,
         room: int | None = None,
-        position: EventId = START,
         after: Any = None,
         seconds: float | None = None,
     ) -> Stream:
         connection = Connection(chunked=chunked)
         connection.room = room
         found = head or await self.head(request_id)
-        reader = await self.hub.open(
-            request_id, found, dialect, connection, position=position, after=after, seconds=seconds
-        )
+        reader = await self.hub.open(request_id, found, dialect, connection, after=after, seconds=seconds)
         stream = Stream(connection, reader, asyncio.create_task(self._follow(reader)))
         self.opened.append(stream)
         return stream

@@ -64,7 +64,7 @@ def reader_of(
 ) -> Reader:
     """One that is up to date."""
     view = channel.view(dialect or Native(RID, long_ids=long_ids))
-    reader = Reader(view, Connection(chunked=chunked), channel.end, None)
+    reader = Reader(view, Connection(chunked=chunked), channel.end if view.dialect.seekable else None, None)
     view.readers.add(reader)
     view.join(reader)
     return reader
@@ -164,7 +164,7 @@ def test_whoever_is_up_to_date_gets_each_batch_in_one_write() -> None:
 def test_an_entry_of_which_a_dialect_shows_nothing_is_no_end_of_the_body() -> None:
     """An empty chunk would be one."""
     channel = opened()
-    reader = Reader(channel.view(Agent("s")), Connection(chunked=True), BEGUN, None)
+    reader = Reader(channel.view(Agent("s")), Connection(chunked=True), None, None)
     reader.view.join(reader)
     assert channel.accept(BEGUN, [Entry(EventId(5, 2), "message", '{"text":"x"}')])
     channel.flush()

@@ -157,7 +157,7 @@ class NativeApi:
     ) -> Asgi:
         dialect = Native(request_id, long_ids=long_ids)
         try:
-            return await self._front.stream(request_id, head, principal, dialect, position=position)
+            return await self._front.stream(request_id, head, principal, dialect, after=position)
         except Unavailable:
             return self._front.come_again()
 

@@ -23,7 +23,7 @@ from broker.gateway.reader import End
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.gateway.sinks import StreamSink
 from broker.gateway.stream import StreamResponse
-from broker.ids import REQUEST_ID, START
+from broker.ids import REQUEST_ID
 from broker.runs.record import Head
 
 
@@ -130,7 +130,7 @@ class ManyResponse(StreamResponse):
                     source.heads.pop(request_id),
                     dialect,
                     part,
-                    position=source.positions.get(request_id, START),
+                    after=source.positions.get(request_id),
                     seconds=None if cut_at is None else max(cut_at - loop.time(), 0.0),
                 )
             except RunNotFound:
