@@ -66,10 +66,9 @@ def test_the_turn_that_is_gone_on_with_is_not_told_twice() -> None:
         ({"before": [{"role": "system", "content": "x"}]}, "before must be"),
         ({"after": [{"role": "tool", "content": "x"}]}, "after must be"),
         ({"after": [{**CALLED, "tool_calls": [{"id": "c1"}]}]}, "after must be"),
-        ({"functions": [{"name": 1}]}, "functions must be a list of objects"),
-        ({"functions": [{"name": "a b"}]}, "functions: a name has"),
-        ({"functions": [{"name": "count"}]}, "functions: there is another count, or a tool"),
-        ({"functions": [FUNCTION, FUNCTION]}, "functions: there is another open_door"),
+        ({"functions": "x"}, "functions: It must be a list"),
+        ({"functions": [{"name": "a b"}]}, r"functions\[0\].name: It must have 1 to 64"),
+        ({"functions": [{"name": "count"}]}, r"functions\[0\].name: There is another count"),
     ],
 )
 def test_what_is_wrong_is_named(parameters: dict[str, Any], words: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PURE = {
-    "broker", "broker.errors", "broker.events", "broker.fold", "broker.ids", "broker.redis_url", "broker.settings",
-    "broker.sse", "broker.status", "broker.words",
+    "broker", "broker.errors", "broker.events", "broker.fold", "broker.functions", "broker.ids", "broker.redis_url",
+    "broker.settings", "broker.sse", "broker.status", "broker.words",
 }  # fmt: skip
 """No I/O, and nothing of ours but each other."""
 

@@ -4,19 +4,17 @@ functions that its client calls itself.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from broker.functions import BadFunction, read_functions
 from worker.models.model import Message, ToolSpec
 from worker.models.parameters import BadParameter
 
 NAMES = ("instructions", "before", "after", "functions")
-_FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-T = TypeVar("T")
 
 
 class _Called(BaseModel):
@@ -52,15 +50,7 @@ class _Tool(BaseModel):
     content: str
 
 
-class _Function(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    description: str = ""
-    parameters: dict[str, Any] = {}
-
-
 _MESSAGES = TypeAdapter[list[_User | _Assistant | _Tool]](list[_User | _Assistant | _Tool])
-_FUNCTIONS = TypeAdapter[list[_Function]](list[_Function])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,36 +70,25 @@ class Given:
             instructions=instructions,
             before=_messages(parameters, "before"),
             after=_messages(parameters, "after"),
-            functions=_functions(parameters, set(tools)),
+            functions=_functions(parameters, tools),
         )
 
 
 def _messages(parameters: Mapping[str, Any], name: str) -> tuple[Message, ...]:
-    expected = "messages of a user, an assistant or a tool, in the shape of Chat Completions"
-    messages = _checked(_MESSAGES, parameters, name, expected)
+    try:
+        messages = _MESSAGES.validate_python(parameters.get(name) or [])
+    except ValidationError:
+        expected = "messages of a user, an assistant or a tool, in the shape of Chat Completions"
+        raise BadParameter(f"{name} must be a list of {expected}") from None
     return tuple({"content": None, **message.model_dump(exclude_none=True)} for message in messages)
 
 
-def _functions(parameters: Mapping[str, Any], taken: set[str]) -> tuple[ToolSpec, ...]:
-    functions = _checked(_FUNCTIONS, parameters, "functions", "objects with a name, a description and parameters")
-    for function in functions:
-        if not _FUNCTION_NAME.fullmatch(function.name):
-            raise BadParameter("functions: a name has 1 to 64 letters, digits, _ and -")
-        if function.name in taken:
-            raise BadParameter(f"functions: there is another {function.name}, or a tool of this name")
-        taken.add(function.name)
+def _functions(parameters: Mapping[str, Any], taken: Iterable[str]) -> tuple[ToolSpec, ...]:
+    try:
+        functions = read_functions(parameters.get("functions") or [], taken=taken)
+    except BadFunction as error:
+        raise BadParameter(f"functions{error.place}: {error}") from None
     return tuple(
-        ToolSpec(
-            name=function.name,
-            description=function.description,
-            parameters=function.parameters or {"type": "object", "properties": {}},
-        )
+        ToolSpec(name=function.name, description=function.description, parameters=function.parameters)
         for function in functions
     )
-
-
-def _checked(adapter: TypeAdapter[list[T]], parameters: Mapping[str, Any], name: str, expected: str) -> list[T]:
-    try:
-        return adapter.validate_python(parameters.get(name) or [])
-    except ValidationError:
-        raise BadParameter(f"{name} must be a list of {expected}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -14,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from broker.events import dumps
+from broker.functions import NAME
 from worker.agent import Run
 from worker.tools.result import MAX_RESULT_BYTES, cut
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MARK = "__broker_tool__"
 _SHOWN_ERRORS = 5
 

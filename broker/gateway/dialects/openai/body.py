@@ -4,11 +4,12 @@ only where ignoring them would change what the answer is."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from broker.functions import BadFunction, read_functions
 from broker.gateway.api import SessionId
 from broker.gateway.dialects.openai import conversation
 from broker.gateway.dialects.openai.conversation import Conversation
@@ -20,6 +21,8 @@ from broker.settings import Settings
 CHAT = "chat"
 """The agent that asks a model: what a request says of the model and the conversation goes to it."""
 _MOST_TOOLS = 128
+_OF_FUNCTIONS = ("name", "description", "parameters")
+"""`strict` is ignored."""
 _MOST_METADATA = 16
 
 _Text = Annotated[str, Strict()]
@@ -156,26 +159,17 @@ def _functions(body: CreateBody, agent: str) -> list[dict[str, Any]] | None:
     tools = body.tools or []
     if len(tools) > _MOST_TOOLS:
         refuse("tools", f"At most {_MOST_TOOLS}.")
-    functions = [_function(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
+    for number, tool in enumerate(tools):
+        if tool.get("type") != "function":
+            kind = str(tool.get("type"))[:64]
+            refuse(f"tools[{number}].type", f"Only functions are supported here, not {kind!r}.")
+    try:
+        functions = read_functions([{name: tool.get(name) for name in _OF_FUNCTIONS} for tool in tools])
+    except BadFunction as error:
+        refuse(f"tools{error.place}", str(error))
     if functions and agent != CHAT:
         refuse("tools", f"The agent {agent} has tools of its own; only {CHAT} takes those of a client.")
-    return functions if functions and body.tool_choice != "none" else None
-
-
-def _function(tool: dict[str, Any], place: str) -> dict[str, Any]:
-    if tool.get("type") != "function":
-        refuse(f"{place}.type", f"Only functions are supported here, not {str(tool.get('type'))[:64]!r}.")
-    if not isinstance(tool.get("name"), str) or not tool["name"]:
-        refuse(f"{place}.name", "It must be a text.")
-    if not isinstance(tool.get("parameters", {}), dict | None):
-        refuse(f"{place}.parameters", "It must be a JSON schema of an object.")
-    if not isinstance(tool.get("description", ""), str | None):
-        refuse(f"{place}.description", "It must be a text.")
-    return {
-        "name": tool["name"],
-        "description": tool.get("description") or "",
-        "parameters": tool.get("parameters") or {"type": "object", "properties": {}},
-    }
+    return [asdict(function) for function in functions] if functions and body.tool_choice != "none" else None
 
 
 def _metadata(body: CreateBody) -> dict[str, Any]:
