@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,15 +14,12 @@ from broker.errors import Draining, RunNotFound, Unavailable
 from broker.events import Entry
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.dialects.dialect import Dialect, Folded, step
+from broker.gateway.dialects.dialect import Dialect, fold_log
 from broker.gateway.routes import Asgi, Gateway
 from broker.gateway.stream import ComeAgain, RunResponse
 from broker.ids import REQUEST_ID
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
-
-_FOLDED_AT_ONCE = 500
-"""Entries, before others get their turn."""
 
 
 class Front:
@@ -126,23 +122,13 @@ class Front:
         record = await self.runs.record(request_id)
         if record.finished_at_ms is None and record.attempt < 2:
             return None  # what ends before its run is what a later attempt has changed
-        folded = await fold(dialect, await self.runs.log(record))
+        folded = await fold_log(dialect, await self.runs.log(record))
         return folded.seen if dialect.ended(folded.state) else None
 
     async def log(self, request_id: str) -> tuple[Record, list[Entry]]:
         """The run and its log, both as of one moment. Raises RunNotFound."""
         record = await self.runs.record(request_id)
         return record, await self.runs.log(record)
-
-
-async def fold(dialect: Dialect, entries: Iterable[Entry]) -> Folded:
-    """A whole log, or its beginning. A long one holds nobody up."""
-    folded = Folded(dialect.start, None)
-    for number, entry in enumerate(entries):
-        folded, _ = step(dialect, folded, entry)
-        if number % _FOLDED_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return folded
 
 
 def sees(principal: Principal, head: Head) -> bool:

@@ -6,7 +6,8 @@ every replay.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import asyncio
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from broker.events import Entry
@@ -75,6 +76,10 @@ class Folded(NamedTuple):
     """The position of the last frame so far; None before the first."""
 
 
+FOLDED_AT_ONCE = 500
+"""Entries of a log, before others get their turn."""
+
+
 class FoldFailed(Exception):
     """A dialect's `step` raised: an event has what the dialect does not know, or the dialect is wrong. It will raise
     again for whoever folds the same log."""
@@ -93,3 +98,13 @@ def step(dialect: Dialect, folded: Folded, entry: Entry) -> tuple[Folded, Sequen
 
 _new: Any = tuple.__new__
 """Half the time of a NamedTuple's own constructor: this is on the way of every event."""
+
+
+async def fold_log(dialect: Dialect, entries: Iterable[Entry]) -> Folded:
+    """A whole log, or its beginning. A long one holds nobody up. Raises FoldFailed."""
+    folded = Folded(dialect.start, None)
+    for number, entry in enumerate(entries):
+        folded, _ = step(dialect, folded, entry)
+        if number % FOLDED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return folded

@@ -19,7 +19,8 @@ from broker.gateway.dialects.aisdk import messages
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.fold import AiSdk
 from broker.gateway.dialects.aisdk.messages import ChatBody, Question
-from broker.gateway.front import Front, fold, sees
+from broker.gateway.dialects.dialect import fold_log
+from broker.gateway.front import Front, sees
 from broker.gateway.problems import problem
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.gateway.stream import event_stream
@@ -126,7 +127,7 @@ class AiSdkApi:
                 _, log = await self._front.log(request_id)
             except RunNotFound:
                 return _nothing_runs()
-            count = (await fold(self._dialect(request_id), log)).state.chunks
+            count = (await fold_log(self._dialect(request_id), log)).state.chunks
             if start_index < 0:
                 start_index = max(count + start_index, 0)
                 headers[TAIL_INDEX] = str(count - 1)

@@ -13,12 +13,13 @@ from broker.events import dumps
 from broker.gateway import requests
 from broker.gateway.api import SubmitBody
 from broker.gateway.auth import Principal
+from broker.gateway.dialects.dialect import fold_log
 from broker.gateway.dialects.openai import body, conversation
 from broker.gateway.dialects.openai.body import CHAT, Asked, CreateBody
 from broker.gateway.dialects.openai.errors import ErrorBody, PreviousNotFound, problem
 from broker.gateway.dialects.openai.fold import Responses
 from broker.gateway.dialects.openai.response import Profile, request_id_of, response_id
-from broker.gateway.front import Front, fold
+from broker.gateway.front import Front
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
 from broker.ids import EventId
 from broker.runs.record import Head, Question, Submission
@@ -194,7 +195,7 @@ class OpenAIApi:
         knows what the client has seen."""
         _, entries = await self._front.log(request_id)
         last = next((number for number, entry in enumerate(entries, 1) if entry.id == event_id), 0)
-        seen: int | None = (await fold(await self._dialect(request_id), entries[:last])).seen
+        seen: int | None = (await fold_log(await self._dialect(request_id), entries[:last])).seen
         return seen
 
     async def _dialect(self, request_id: str) -> Responses:
@@ -204,7 +205,7 @@ class OpenAIApi:
     async def _object(self, request_id: str) -> Response:
         dialect = await self._dialect(request_id)
         _, entries = await self._front.log(request_id)
-        folded = await fold(dialect, entries)
+        folded = await fold_log(dialect, entries)
         return _json(dialect.response(folded.state), request_id)
 
     async def input_items(self, request: Request, principal: Principal) -> Asgi:
