@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from broker.events import Entry
 from broker.gateway.dialects.native.many.cursor import Composite
-from broker.gateway.dialects.native.many.routes import ManyResponse
+from broker.gateway.dialects.native.many.multiplexer import Multiplexer
 from broker.gateway.dialects.native.many.sources import Listed
 from broker.gateway.reader import End
 from broker.runs import log
@@ -39,7 +39,7 @@ async def gateway(redis: Redis, redis_server: RedisServer) -> AsyncIterator[Gate
 async def follow(gateway: Gateway, leases: Sequence[Lease], connection: Connection, after: str = "") -> End:
     heads = {lease.request_id: await gateway.head(lease.request_id) for lease in leases}
     source = Listed(Composite.parse(after) if after else Composite({}), heads, [])
-    return await ManyResponse(gateway.hub, source, seconds=None, send_timeout=5).follow(connection)
+    return await Multiplexer(gateway.hub, source, connection, seconds=None, heartbeat_seconds=0.2).follow()
 
 
 async def logs_of(redis: Redis, leases: Sequence[Lease]) -> dict[str, list[Entry]]:

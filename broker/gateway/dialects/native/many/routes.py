@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Collection, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,9 +12,8 @@ from broker.gateway import api, requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
-from broker.gateway.dialects.native.many.fold import NativeOfMany
-from broker.gateway.dialects.native.many.multiplexer import Multiplexer, Part
-from broker.gateway.dialects.native.many.sources import Listed, OfSession, Source
+from broker.gateway.dialects.native.many.multiplexer import Multiplexer, Source
+from broker.gateway.dialects.native.many.sources import Listed, OfSession
 from broker.gateway.front import Front, sees
 from broker.gateway.hub import Hub
 from broker.gateway.reader import End
@@ -65,10 +62,10 @@ class ManyRuns:
             raise RunNotFound
         if not missing and all(head.finished and cursor.places.get(name) == head.end for name, head in heads.items()):
             return Response(status_code=204)
-        return await self._stream(Listed(cursor, heads, missing), principal)
+        return await self._stream(Listed(cursor, heads, missing), heads, principal)
 
     async def _session(self, session_id: str, cursor: Composite, principal: Principal) -> Asgi:
-        begun = [name for name, at in cursor.places.items() if at is not None]
+        begun = [*cursor.positions]
         heads = {
             name: head
             for name, head in (await self._heads(begun, principal)).items()
@@ -82,19 +79,18 @@ class ManyRuns:
             watched=self._front.watched,
             owner=principal.owner,
             session_id=session_id,
-            heartbeat_seconds=self._front.settings.heartbeat_seconds,
         )
-        return await self._stream(source, principal)
+        return await self._stream(source, heads, principal)
 
     async def _heads(self, names: Collection[str], principal: Principal) -> dict[str, Head]:
         """Of the runs that the caller may see."""
         found = zip(names, await self._front.runs.heads([*names]), strict=True)
         return {name: head for name, head in found if head is not None and sees(principal, head)}
 
-    async def _stream(self, source: Source, principal: Principal) -> Asgi:
+    async def _stream(self, source: Source, heads: Mapping[str, Head], principal: Principal) -> Asgi:
         if self._front.hub.cutting:
             raise Draining
-        counted = [name for name, head in source.heads.items() if head.cancel_if_unwatched and not head.finished]
+        counted = [name for name, head in heads.items() if head.cancel_if_unwatched and not head.finished]
         if counted:
             await self._front.runs.watched(counted)
         return ManyResponse(
@@ -102,54 +98,29 @@ class ManyRuns:
             source,
             seconds=self._front.seconds(principal),
             send_timeout=self._front.settings.send_timeout_seconds,
+            heartbeat_seconds=self._front.settings.heartbeat_seconds,
         )
 
 
 class ManyResponse(StreamResponse):
     """An ASGI application that streams many runs, in the native dialect."""
 
-    __slots__ = ("_seconds", "_source")
+    __slots__ = ("_heartbeat_seconds", "_seconds", "_source")
 
-    def __init__(self, hub: Hub, source: Source, *, seconds: float | None, send_timeout: float) -> None:
+    def __init__(
+        self, hub: Hub, source: Source, *, seconds: float | None, send_timeout: float, heartbeat_seconds: float
+    ) -> None:
         """Cut after `seconds`."""
         super().__init__(hub, Native("", long_ids=True), send_timeout=send_timeout, headers={})
         self._source = source
         self._seconds = seconds
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def follow(self, sink: StreamSink) -> End:
-        loop = asyncio.get_running_loop()
-        cut_at = None if self._seconds is None else loop.time() + self._seconds
-        source, hub = self._source, self.hub
-        multiplexer = Multiplexer(source.places)
-
-        async def serve(part: Part) -> End:
-            request_id, dialect = part.request_id, NativeOfMany(part.request_id)
-            try:
-                reader = await hub.open(
-                    request_id,
-                    source.heads.pop(request_id),
-                    dialect,
-                    part,
-                    after=source.positions.get(request_id),
-                    seconds=None if cut_at is None else max(cut_at - loop.time(), 0.0),
-                )
-            except RunNotFound:
-                part.write(dialect.gone())
-                return End.FINISHED
-            except Unavailable:
-                return End.CUT
-            try:
-                return await hub.follow(reader)
-            finally:
-                hub.close_reader(reader)
-
-        def tick() -> float:
-            if hub.cutting or (cut_at is not None and loop.time() >= cut_at):
-                multiplexer.cut()
-                return 0.0
-            return source.tick(multiplexer)
-
-        return await multiplexer.follow(sink, serve, partial(source.begin, multiplexer), tick)
+        multiplexer = Multiplexer(
+            self.hub, self._source, sink, seconds=self._seconds, heartbeat_seconds=self._heartbeat_seconds
+        )
+        return await multiplexer.follow()
 
 
 def _wanted(request: Request) -> tuple[list[str], str | None]:
