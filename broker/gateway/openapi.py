@@ -87,15 +87,11 @@ _MEDIA = {EVENT_STREAM: EVENT_STREAM, "json": "application/json", "text": "text/
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Raises ValueError where two models have one name: one of them would be described as the other."""
     routes = list(routes)
-    models: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
-    for route in routes:
-        answers = [each for answer in route.answers.values() for each in _choices(answer)]
-        for model in (*answers, route.body, route.problem_body):
-            if isinstance(model, type):
-                models[model.__name__] = model
+    models = _models(routes)
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in models.values()], ref_template="#/components/schemas/{model}"
+        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -114,6 +110,17 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         },
         "security": [{"bearer": []}],
     }
+
+
+def _models(routes: Iterable[Route]) -> list[type[BaseModel]]:
+    models: dict[str, type[BaseModel]] = {Problem.__name__: Problem}
+    for route in routes:
+        answers = [each for answer in route.answers.values() for each in _choices(answer)]
+        for model in (*answers, route.body, route.problem_body):
+            if isinstance(model, type) and models.setdefault(model.__name__, model) is not model:
+                modules = f"{models[model.__name__].__module__} and {model.__module__}"
+                raise ValueError(f"{modules} both have a model {model.__name__}: rename one.")
+    return list(models.values())
 
 
 def _operation(route: Route) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+from pydantic import BaseModel
 
+from broker.gateway import openapi
 from broker.gateway.app import make_app, route_table
 from broker.settings import Settings
 from tests.conftest import Service
@@ -46,6 +49,25 @@ def test_it_has_every_route_of_the_application_and_no_other(document: dict[str, 
     rows = {(route.method, route.path) for route in table}
     assert len(rows) == len(table), "two rows for one route"
     assert {(method, path) for method, path, _ in operations(document)} == rows
+
+
+def test_each_body_is_described_as_what_its_route_takes(document: dict[str, Any]) -> None:
+    needed = {
+        path: document["components"]["schemas"][
+            operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        ].get("required", [])
+        for method, path, operation in operations(document)
+        if "requestBody" in operation and method == "POST"
+    }
+    assert (needed["/api/v1/query"], needed["/chat"], needed["/ai/chat"]) == (["query"], ["message"], ["messages"])
+
+
+def test_two_models_cannot_have_one_name() -> None:
+    [route, *_] = [route for route in route_table(make_app(Settings(auth="none")).state.gateway) if route.body]
+    assert route.body is not None
+    other = type(route.body.__name__, (BaseModel,), {"__module__": __name__})
+    with pytest.raises(ValueError, match=f"both have a model {other.__name__}"):
+        openapi.document([route, replace(route, body=other)])
 
 
 def test_both_gateways_serve_the_same_document(service: Service, document: dict[str, Any]) -> None:

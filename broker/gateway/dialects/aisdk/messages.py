@@ -15,7 +15,7 @@ MAX_BODY = 1024 * 1024
 _SHOWN = 60
 
 
-class ChatBody(RunOptions):
+class UIMessagesBody(RunOptions):
     """The body of DefaultChatTransport; WorkflowChatTransport sends `messages` alone. Other fields are ignored."""
 
     messages: list[Object] = Field(min_length=1, description="UI messages. The last one is the user's, and the query.")
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 def parse(body: Any) -> Question:
     """Raises Invalid and TooLarge, which name what cannot be taken."""
-    chat = requests.validated(ChatBody, body, needed="messages")
+    chat = requests.validated(UIMessagesBody, body, needed="messages")
     if chat.id is not None and "/" in chat.id:
         requests.refuse("id", "A chat's id has no slash: it stands in the path of its stream.")
     answers = [message.get("id") for message in chat.messages if message.get("role") == "assistant"]

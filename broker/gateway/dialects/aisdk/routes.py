@@ -18,7 +18,7 @@ from broker.gateway.auth import Principal
 from broker.gateway.dialects.aisdk import messages
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.fold import AiSdk
-from broker.gateway.dialects.aisdk.messages import ChatBody, Question
+from broker.gateway.dialects.aisdk.messages import Question, UIMessagesBody
 from broker.gateway.dialects.dialect import fold_log
 from broker.gateway.front import Front, sees
 from broker.gateway.problems import problem
@@ -43,7 +43,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             endpoint=api.send,
             summary="AI SDK: send a message, and stream the answer",
             answers={200: EVENT_STREAM},
-            body=ChatBody,
+            body=UIMessagesBody,
             parameters=("Idempotency-Key",),
             problem=_plain_text,
             problem_body="text",

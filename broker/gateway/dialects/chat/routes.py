@@ -19,7 +19,7 @@ from broker.runs.record import Head
 _A_DAY = 86400.0
 
 
-class ChatBody(SubmitBody):
+class MessageBody(SubmitBody):
     """A message to an agent. The same message by the same owner joins the run that is under way."""
 
     model_config = ConfigDict(extra="ignore")
@@ -48,7 +48,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             endpoint=_Endpoint(front),
             summary="Ask an agent; the answer comes as it is made, or when it is complete",
             answers={200: (ChatAnswer, EVENT_STREAM), 409: Problem},
-            body=ChatBody,
+            body=MessageBody,
             parameters=("Idempotency-Key",),
         )
     ]
@@ -59,7 +59,7 @@ class _Endpoint:
         self._front = front
 
     async def __call__(self, request: Request, principal: Principal) -> Asgi:
-        body = requests.validated(ChatBody, await requests.read_json(request), needed="message")
+        body = requests.validated(MessageBody, await requests.read_json(request), needed="message")
         submission = requests.submission_of(body, self._front.settings)
         accepted = await self._front.submit(request, principal, submission)
         head = await self._front.accepted_head(accepted.request_id)
