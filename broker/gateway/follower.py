@@ -130,13 +130,18 @@ class Follower:
 
     async def _verify_shown(self, reader: Reader, shown: EventId) -> None:
         """What a client that cannot start again was shown of a log that was rolled back may be in no log any more."""
+        channel = reader.view.channel
         try:
-            known = await log.has(self._redis, reader.view.channel.request_id, shown)
+            found = await log.first_from(self._redis, channel.request_id, shown)
         except Exception as error:
             await self._hold(reader, error)
             return
+        if found is None and channel.end >= shown:  # it was rolled back a moment ago, and may be repaired
+            await asyncio.wait([self._reread(channel)])
+            if channel.end < shown:
+                return
         if reader.shown == shown:
-            reader.shown, reader.lost = None, not known
+            reader.shown, reader.lost = None, found != shown
 
     async def _await_repair(self, reader: Reader) -> None:
         """The log ends below the cursor. Its writer may yet append again what a failover took."""

@@ -41,8 +41,11 @@ async def read_outcome(redis: Redis, record: Record) -> Outcome:
     return outcome(entry for entry in entries if entry.id <= record.end)
 
 
-async def has(redis: Redis, request_id: str, event_id: EventId) -> bool:
-    return bool(await redis.xrange(keys.log(request_id), min=str(event_id), max=str(event_id)))
+async def first_from(redis: Redis, request_id: str, event_id: EventId) -> EventId | None:
+    """The first id that is not below `event_id`; None where the log ends below it. Ids rise, so that one which is left
+    out for a later one will never be there."""
+    found = await redis.xrange(keys.log(request_id), min=str(event_id), count=1)
+    return _event_id(found[0][0].decode("ascii")) if found else None
 
 
 async def has_epoch(redis: Redis, request_id: str, epoch: int) -> bool:

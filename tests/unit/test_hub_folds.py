@@ -22,6 +22,7 @@ from tests.kit.hub import Gateway, Stream, append_silently, hub_of
 from tests.kit.proxy import Proxy
 from tests.kit.redis_server import RedisServer
 from tests.kit.runs import FINAL, append, claim, lose_worker, roll_back, running, words
+from tests.kit.sse import parse
 from tests.kit.waiting import until
 
 JUMP = 1000
@@ -250,6 +251,28 @@ async def test_a_client_that_cannot_take_back_what_a_failover_took_is_told(
     assert await stream.end() is End.FINISHED
     assert stream.connection.data().endswith(dialect.lost())
     assert b"other" not in stream.connection.data()
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDS if name != "native"])
+async def test_a_log_that_goes_back_before_the_gateway_has_noticed_is_waited_for(
+    redis: Redis, scripts: Scripts, gateway: Gateway, name: str
+) -> None:
+    lease = await running(scripts)
+    stream = await gateway.open(lease.request_id, FOLDS[name][0])
+    await append(scripts, lease, 2, *words("aa", "b"))
+    await until(lambda: b'"b"' in stream.connection.data())
+    stream.connection.stop_reading()
+    channel = stream.reader.view.channel
+    await append_silently(redis, lease, 4, *words("cc"))
+    await append(scripts, lease, 5, *words("d"))
+    await until(lambda: stream.reader.shown is not None and channel.end.seq == 5)
+    await roll_back(redis, lease.request_id, EventId(lease.epoch, 2))
+    stream.connection.read_on()
+    await until(lambda: stream.reader.waiting)
+    await append(scripts, lease, 3, *words("b", "cc", "d"), FINAL)
+    assert await stream.end() is End.FINISHED
+    whole = folds.body_of(FOLDS[name][0], await log.read_all(redis, lease.request_id))
+    assert parse(stream.connection.data()) == parse(whole)
 
 
 async def test_messages_that_were_missed_change_no_frame(redis: Redis, scripts: Scripts, gateway: Gateway) -> None:
