@@ -19,23 +19,25 @@ from broker.cli import cli, serving
 from broker.errors import Misconfigured
 from broker.gateway import server
 from broker.gateway.dialects.aisdk import messages
+from broker.gateway.dialects.openai import body
 from broker.gateway.requests import MAX_BODY, MAX_WAIT_SECONDS
 from broker.settings import Settings
 from tests.kit import deploy
 from tests.kit.processes import SECRET
 from worker.main import END_SECONDS
 
-MODEL = {"BROKER_MODEL": "qwen3", "OPENAI_BASE_URL": "http://models.example.com/v1", "OPENAI_API_KEY": "a key"}
-COMPOSE = deploy.compose({"BROKER_JWT_SECRET": SECRET, **MODEL})["services"]
+MODELS = {"BROKER_MODEL": "qwen3", "BROKER_MODELS": "llama,phi"}
+SERVER = {"OPENAI_BASE_URL": "http://models.example.com/v1", "OPENAI_API_KEY": "a key"}
+COMPOSE = deploy.compose({"BROKER_JWT_SECRET": SECRET, **MODELS, **SERVER})["services"]
 MANIFESTS = deploy.manifests()
 DEPLOYMENTS = {role: deploy.manifest("Deployment", f"stream-broker-{role}") for role in ("gateway", "worker")}
 SECRETS = {
     "redis-url": "redis://redis.example.com:6379",
     "jwt-secret": SECRET,
-    "openai-api-key": MODEL["OPENAI_API_KEY"],
+    "openai-api-key": SERVER["OPENAI_API_KEY"],
 }
 VARIABLES = {"OPENAI_BASE_URL", "OPENAI_API_KEY", *(f"BROKER_{name.upper()}" for name in Settings.model_fields)}
-WORKERS = {"BROKER_DOCS", *MODEL}
+WORKERS = {"BROKER_DOCS", *SERVER}
 """What only workers are given; only gateways are given the key."""
 VERSIONS = [f"1.{minor}" for minor in range(27, int(kubernetes_validate.latest_version().split(".")[1]) + 1)]
 
@@ -192,7 +194,7 @@ def test_every_variable_that_deploy_and_its_page_name_is_a_setting() -> None:
 
 
 def test_gateways_and_workers_have_the_same_settings() -> None:
-    """But for the key, which only gateways need, and the documents and the model, which only workers do."""
+    """But for the key, which only gateways need, and the documents and the model server, which only workers do."""
     for deployed in ("compose", "kubernetes"):
         of_one = [
             {name: value for name, value in env.items() if name not in {"BROKER_JWT_SECRET", *WORKERS}}
@@ -206,17 +208,26 @@ def test_gateways_and_workers_have_the_same_settings() -> None:
 
 
 def test_workers_get_the_model_server_and_nobody_else_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MODEL.items() <= ENVIRONMENTS["compose worker"].items()
-    assert loaded(monkeypatch, "compose worker").model == MODEL["BROKER_MODEL"]
-    assert ENVIRONMENTS["kubernetes worker"]["OPENAI_API_KEY"] == MODEL["OPENAI_API_KEY"]
+    assert (MODELS | SERVER).items() <= ENVIRONMENTS["compose worker"].items()
+    assert loaded(monkeypatch, "compose worker").model == MODELS["BROKER_MODEL"]
+    assert ENVIRONMENTS["kubernetes worker"]["OPENAI_API_KEY"] == SERVER["OPENAI_API_KEY"]
     for where, environment in ENVIRONMENTS.items():
         assert ("OPENAI_API_KEY" in environment) == ("worker" in where), where
+
+
+@pytest.mark.parametrize("name", ["gateway-1", "gateway-2"])
+def test_a_request_for_a_response_may_name_each_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_gateway = loaded(monkeypatch, f"compose {name}")
+    for model in ("qwen3", "llama", "phi"):
+        asked = body.read({"model": model, "input": "q"}, of_gateway)
+        assert (asked.agent, asked.parameters["model"]) == ("chat", model)
 
 
 def test_a_worker_starts_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = deploy.compose({"BROKER_JWT_SECRET": SECRET})["services"]["worker"]["environment"]
     monkeypatch.setitem(ENVIRONMENTS, "compose worker", environment)
-    assert loaded(monkeypatch, "compose worker").model is None
+    found = loaded(monkeypatch, "compose worker")
+    assert (found.model, found.models) == (None, ())
     [key] = [item for item in deploy.container(DEPLOYMENTS["worker"])["env"] if item["name"] == "OPENAI_API_KEY"]
     assert key["valueFrom"]["secretKeyRef"]["optional"] is True
 
