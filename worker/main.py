@@ -23,6 +23,7 @@ from worker.presence import Presence
 from worker.processes.pool import Pool
 from worker.reaper import Reaper
 from worker.runner import Runner
+from worker.tasks import guard
 from worker.watchdog import Keeper, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Worker:
         Returns the exit code.
         """
         loop = asyncio.get_running_loop()
+        guard(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         self._watchdog.start()

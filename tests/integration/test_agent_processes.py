@@ -64,7 +64,7 @@ SAID: list[tuple[str, dict[str, Any]]] = [
     ("coroutine", {}),
     ("yields_junk", {}),
     *[("clutters", {"what": what}) for what in ("lambda", "in data", "checkpoint")],
-    *[("misbehaves", {"what": what}) for what in ("nan", "too_large", "exits", "cancels", "error")],
+    *[("misbehaves", {"what": what}) for what in ("nan", "too_large", "exits", "task exits", "cancels", "error")],
 ]
 
 

@@ -196,6 +196,10 @@ async def recalls(run: Run) -> Events:
     yield Final(answer=run.query)
 
 
+async def _exits() -> None:
+    raise SystemExit("a secret detail of the agent")
+
+
 async def misbehaves(run: Run) -> Events:
     """Does `what`, after a token."""
     yield Token(text="before ")
@@ -209,6 +213,8 @@ async def misbehaves(run: Run) -> Events:
             yield Token(text="")
     elif what == "exits":
         raise SystemExit("a secret detail of the agent")
+    elif what == "task exits":
+        await asyncio.create_task(_exits())
     elif what == "cancels":
         raise asyncio.CancelledError("a secret detail of the agent")
     elif what == "error":

@@ -45,6 +45,7 @@ from worker.processes.messages import (
     Saved,
     Yielded,
 )
+from worker.tasks import guard
 from worker.watchdog import Watchdog, Work, current
 
 logger = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ class Child:
 
 
 async def _execute(sock: Socket, agents: dict[str, Agent]) -> None:
+    guard(asyncio.get_running_loop())
     gone = asyncio.Event()
     child = Child(agents, sock.send)
     watchdog = Watchdog()
