@@ -305,7 +305,8 @@ class Runs:
 
     async def now_ms(self) -> int:
         """Redis' time."""
-        return await now_ms(self._redis)
+        with unavailable():
+            return await now_ms(self._redis)
 
     async def ping(self) -> None:
         with unavailable():

@@ -204,6 +204,7 @@ async def test_what_cannot_be_streamed_is_refused_and_a_foreign_run_as_a_missing
         (path_of(mine, lastEventId=f"{missing}/1-2"), 400, "bad_cursor"),
         (path_of(mine, last_event_id=f"{mine}/1-2,7"), 400, "bad_cursor"),
         (path_of(session_id="s", last_event_id=f"{mine}/1-2"), 400, "bad_cursor"),
+        (path_of(session_id="s", last_event_id=f"{await scribe.now_ms()}000"), 400, "bad_cursor"),  # microseconds
     ]
     for path, status, code in cases:
         reply = await asyncio.to_thread(raw.ask, place.gateways[0].url, "GET", path, *AUTH.items())
@@ -324,6 +325,21 @@ async def test_a_session_from_now_on_is_its_floor_alone(place: Place, scribe: Sc
         new = await submitted(place, "news", "new")
         await stream.until(lambda: bool(stream.events))
     assert [run_of(event) for event in stream.events] == [new]
+
+
+async def test_a_floor_of_a_fast_clock_hides_nothing_that_is_submitted_from_now_on(
+    place: Place, scribe: Scribe
+) -> None:
+    await submitted(place, "fast clock", "old")
+    await asyncio.sleep(0.01)
+    ahead_ms = await scribe.now_ms() + 20_000
+    async with streaming(place, path_of(session_id="fast clock", last_event_id=str(ahead_ms))) as stream:
+        await stream.until(lambda: bool(stream.comments))
+        await asyncio.sleep(0.01)
+        new = await submitted(place, "fast clock", "new")
+        await stream.until(lambda: bool(stream.events))
+    assert [run_of(event) for event in stream.events] == [new]
+    assert (Composite.parse(stream.events[0].id).floor or 0) < ahead_ms
 
 
 async def test_a_session_beats_while_redis_is_away_and_goes_on_when_it_is_back(place: Place, scribe: Scribe) -> None:

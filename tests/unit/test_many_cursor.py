@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from broker import sse as wire
 from broker.errors import BadCursor
-from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite, Places
+from broker.gateway.dialects.native.many.cursor import FAST_CLOCK_MS, MAX_RUNS, Composite, Places
 from broker.ids import Cursor, EventId
 from tests.kit import sse
 
@@ -66,6 +66,24 @@ def test_every_frame_of_a_stream_says_where_the_client_stands_in_every_run(
 
 def test_a_floor_alone_is_a_cursor_of_a_session() -> None:
     assert Composite.parse("1763668800000") == Composite({}, 1763668800000)
+
+
+@given(PLACES, NUMBER, NUMBER)
+def test_a_floor_is_at_most_now_and_one_that_no_clock_shows_is_refused(
+    places: dict[str, EventId | None], floor: int, now_ms: int
+) -> None:
+    cursor = Composite(places, floor)
+    if floor > now_ms + FAST_CLOCK_MS:
+        with pytest.raises(BadCursor, match="milliseconds"):
+            cursor.not_ahead_of(now_ms)
+    else:
+        assert cursor.not_ahead_of(now_ms) == Composite(places, min(floor, now_ms))
+    assert Composite(places).not_ahead_of(now_ms) == Composite(places)
+
+
+@given(NUMBER, st.integers(0, FAST_CLOCK_MS))
+def test_a_clock_may_be_fast_by_a_day(now_ms: int, ahead_ms: int) -> None:
+    assert Composite({}, now_ms + ahead_ms).not_ahead_of(now_ms).floor == now_ms
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ MAX_RUNS = 50
 8 KiB, which is what nginx takes for a line of a request's head."""
 GONE = "gone"
 """In the place of an event id: the client knows that the run is not there any more."""
+FAST_CLOCK_MS = 24 * 3600 * 1000
+"""A floor that is further ahead of Redis' time is not of a clock that is fast: it is in another unit."""
 _FLOOR = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
@@ -35,6 +37,15 @@ class Composite(NamedTuple):
 
     def __str__(self) -> str:
         return _tail([_place(*item) for item in self.places.items()], self.floor).decode("ascii").removeprefix(",")
+
+    def not_ahead_of(self, now_ms: int) -> Composite:
+        """With a floor of at most `now_ms`, Redis' time: above it is everything that is still to be submitted, however
+        fast the client's clock is. Raises BadCursor for a floor that no clock shows."""
+        if self.floor is None or self.floor <= now_ms:
+            return self
+        if self.floor > now_ms + FAST_CLOCK_MS:
+            raise BadCursor("The floor of this cursor is in the future: it is a time in milliseconds since 1970.")
+        return self._replace(floor=now_ms)
 
     @classmethod
     def parse(cls, text: str) -> Composite:

@@ -47,7 +47,10 @@ class ManyRuns:
         try:
             if session_id is None:
                 return await self._listed(names, _listed_cursor(request, names), principal)
-            return await self._session(session_id, _session_cursor(request), principal)
+            cursor = _session_cursor(request)
+            if cursor.floor:
+                cursor = cursor.not_ahead_of(await self._front.runs.now_ms())
+            return await self._session(session_id, cursor, principal)
         except Unavailable:
             return self._front.come_again()
 
