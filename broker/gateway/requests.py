@@ -56,7 +56,9 @@ def validated(model: type[Body], body: Any, *, needed: str) -> Body:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise Invalid(_fields_text(error), errors=_fields(error)) from None
+        fields = _fields(error)
+        text = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
+        raise Invalid(text, errors=fields) from None
 
 
 def known_agent(name: str | None, settings: Settings) -> str:
@@ -143,10 +145,6 @@ def _fields(error: ValidationError) -> list[dict[str, str]]:
         }
         for item in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FIELD_ERRORS]
     ]
-
-
-def _fields_text(error: ValidationError) -> str:
-    return "; ".join(f"{item['field']}: {item['message']}" for item in _fields(error))
 
 
 def cursor(request: Request) -> Cursor | None:

@@ -289,7 +289,7 @@ def test_connections_to_the_gateways_are_kept(stack: Composed, alice: Client) ->
 def test_no_log_of_nginx_has_a_query_string(stack: Composed, alice: Client) -> None:
     """A ticket may be in it. Also where a gateway fails, which nginx logs with the whole request."""
     request_id = alice.submit(QUESTION, **paced(30))
-    path = f"/api/v1/runs/{request_id}/stream?ticket=a-secret-ticket"
+    path = f"/api/v1/runs/{request_id}/stream?secret=a-secret-ticket"
     with alice.stream("GET", path) as response:
         received = response.iter_raw()
         assert next(received)
@@ -298,7 +298,7 @@ def test_no_log_of_nginx_has_a_query_string(stack: Composed, alice: Client) -> N
             stack.containers[name].wait()
         with pytest.raises(httpx.RemoteProtocolError):
             list(received)
-    assert alice.get(f"/api/v1/runs/{request_id}?ticket=a-secret-ticket").status_code == 503
+    assert alice.get(f"/api/v1/runs/{request_id}?secret=a-secret-ticket").status_code == 503
     log = stack.containers["nginx"]
     wait_for(lambda: bool(access(log, request_id, 503)))
     [line] = access(log, request_id, 200)

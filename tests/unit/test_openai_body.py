@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from broker.errors import BrokerError, Invalid
+from broker.gateway.dialects.aisdk.messages import UIMessagesBody
 from broker.gateway.dialects.openai import conversation
 from broker.gateway.dialects.openai.body import CreateBody, read
 from broker.gateway.dialects.openai.fold import Responses
@@ -198,3 +200,11 @@ def test_outputs_follow_their_calls_at_once() -> None:
     ):
         with pytest.raises(Invalid):
             conversation.check_outputs(wrong)
+
+
+@pytest.mark.parametrize(("model", "field"), [(CreateBody, "tools"), (UIMessagesBody, "messages")])
+def test_a_list_of_what_is_not_acceptable_is_refused_at_its_first_item(model: type[BaseModel], field: str) -> None:
+    """P22: half a million errors would take a second of the loop to tell."""
+    with pytest.raises(ValidationError) as refused:
+        model.model_validate({"model": "chat", "input": "x", field: [1] * 1000})
+    assert refused.value.error_count() == 1
