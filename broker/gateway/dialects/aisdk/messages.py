@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from broker.errors import TooLarge
 from broker.gateway import requests
@@ -18,8 +18,8 @@ _SHOWN = 60
 class UIMessagesBody(RunOptions):
     """The body of DefaultChatTransport; WorkflowChatTransport sends `messages` alone. Other fields are ignored."""
 
-    messages: Annotated[list[Object], FailFast()] = Field(
-        min_length=1, description="UI messages. The last one is the user's, and the query."
+    messages: list[Object] = Field(
+        min_length=1, fail_fast=True, description="UI messages. The last one is the user's, and the query."
     )
     id: SessionId | None = Field(None, description="The chat: the session of its runs, unless `session_id` is another.")
     trigger: Literal["submit-message", "regenerate-message"] | None = Field(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from broker.functions import BadFunction, read_functions
 from broker.gateway.api import SessionId
@@ -46,8 +46,8 @@ class CreateBody(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1, strict=True)
     max_output_tokens: int | None = Field(None, ge=1, strict=True)
     reasoning: dict[str, Any] | None = Field(None, description="Its `effort` is honoured.")
-    tools: Annotated[list[dict[str, Any]], FailFast()] | None = Field(
-        None, description="Functions of the client's, for the agent `chat`."
+    tools: list[dict[str, Any]] | None = Field(
+        None, fail_fast=True, description="Functions of the client's, for the agent `chat`."
     )
     tool_choice: Any = Field(None, description="`auto` or `none`.")
     text: dict[str, Any] | None = Field(None, description="Its `format` can only be plain text.")
