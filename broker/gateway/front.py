@@ -14,7 +14,8 @@ from broker.errors import Draining, RunNotFound, Unavailable
 from broker.events import Entry
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
-from broker.gateway.dialects.dialect import Dialect, fold_log
+from broker.gateway.dialects.dialect import Dialect, Folded
+from broker.gateway.folds import Folds
 from broker.gateway.routes import Asgi, Gateway
 from broker.gateway.stream import ComeAgain, RunResponse
 from broker.ids import REQUEST_ID
@@ -30,6 +31,7 @@ class Front:
         self.runs = gateway.runs
         self.tickets = gateway.tickets
         self.hub = gateway.hub
+        self._folds = Folds(gateway.runs.log)
 
     async def submit(
         self, request: Request, principal: Principal, submission: Submission, *, repeated: bool = False
@@ -122,8 +124,12 @@ class Front:
         record = await self.runs.record(request_id)
         if record.finished_at_ms is None and record.attempt < 2:
             return None  # what ends before its run is what a later attempt has changed
-        folded = await fold_log(dialect, await self.runs.log(record))
+        folded = await self.folded(record, dialect)
         return folded.seen if dialect.ended(folded.state) else None
+
+    async def folded(self, record: Record, dialect: Dialect) -> Folded:
+        """The run's whole log, as of its record."""
+        return await self._folds.of(record, dialect)
 
     async def log(self, request_id: str) -> tuple[Record, list[Entry]]:
         """The run and its log, both as of one moment. Raises RunNotFound."""

@@ -16,6 +16,7 @@ from tests.conftest import Launcher, Service
 from tests.kit import openai_stream, sse
 from tests.kit.http import Client, token
 from tests.kit.openai_stream import output_text
+from tests.kit.redis_server import RedisServer
 from tests.kit.scribe import Scribe
 
 ROUTE = "/v1/responses"
@@ -180,3 +181,26 @@ def test_no_text_becomes_an_event_a_line_or_a_header(alice: Client, error: bool)
     for answer in (polled, items):
         assert answer.content.isascii() and set(answer.headers) <= HEADERS
     assert live.content.isascii() and live.content.count(b"\n") == len(live.content.splitlines())
+
+
+async def test_a_run_that_has_ended_is_read_once_for_all_who_ask_and_not_for_who_may_not(launch: Launcher) -> None:
+    """What the gateway keeps of it is given to nobody else, and to nobody after it was erased."""
+    redis = launch.redis()
+    gateway = launch.gateway(redis.url)
+    async with Scribe(redis.url) as scribe:
+        run = await scribe.running("alice", "late", tokens=3)
+        await run.end()
+    path = f"{ROUTE}/{run.request_id}"
+    with Client(gateway.url) as alice, Client(gateway.url, "bob") as bob:
+        first = alice.get(path)
+        assert first.status_code == 200
+        reads = _reads_of_logs(redis)
+        assert [alice.get(path).content for _ in range(3)] == [first.content] * 3
+        assert bob.get(path).status_code == 404
+        assert _reads_of_logs(redis) == reads
+        assert alice.delete(f"/api/v1/runs/{run.request_id}").status_code == 204
+        assert alice.get(path).status_code == 404
+
+
+def _reads_of_logs(redis: RedisServer) -> int:
+    return int(redis.info("commandstats")["cmdstat_xrange"]["calls"])

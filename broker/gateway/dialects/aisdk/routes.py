@@ -19,7 +19,6 @@ from broker.gateway.dialects.aisdk import messages
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.fold import AiSdk
 from broker.gateway.dialects.aisdk.messages import Question, UIMessagesBody
-from broker.gateway.dialects.dialect import fold_log
 from broker.gateway.front import Front, sees
 from broker.gateway.problems import problem
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
@@ -124,10 +123,10 @@ class AiSdkApi:
         headers: dict[str, str] = {}
         if start_index < 0 or head.finished:
             try:
-                _, log = await self._front.log(request_id)
+                record = await self._runs.record(request_id)
+                count = (await self._front.folded(record, self._dialect(request_id))).state.chunks
             except RunNotFound:
                 return _nothing_runs()
-            count = (await fold_log(self._dialect(request_id), log)).state.chunks
             if start_index < 0:
                 start_index = max(count + start_index, 0)
                 headers[TAIL_INDEX] = str(count - 1)

@@ -193,9 +193,14 @@ class OpenAIApi:
     async def _seen(self, request_id: str, event_id: EventId) -> int | None:
         """The last sequence number of a client that has seen the event; None where the log has it not, as then nobody
         knows what the client has seen."""
-        _, entries = await self._front.log(request_id)
-        last = next((number for number, entry in enumerate(entries, 1) if entry.id == event_id), 0)
-        seen: int | None = (await fold_log(await self._dialect(request_id), entries[:last])).seen
+        dialect, record = await self._dialect(request_id), await self._runs.record(request_id)
+        if event_id == record.end:
+            folded = await self._front.folded(record, dialect)
+        else:
+            entries = await self._runs.log(record)
+            last = next((number for number, entry in enumerate(entries, 1) if entry.id == event_id), 0)
+            folded = await fold_log(dialect, entries[:last])
+        seen: int | None = folded.seen
         return seen
 
     async def _dialect(self, request_id: str) -> Responses:
@@ -204,8 +209,7 @@ class OpenAIApi:
 
     async def _object(self, request_id: str) -> Response:
         dialect = await self._dialect(request_id)
-        _, entries = await self._front.log(request_id)
-        folded = await fold_log(dialect, entries)
+        folded = await self._front.folded(await self._runs.record(request_id), dialect)
         return _json(dialect.response(folded.state), request_id)
 
     async def input_items(self, request: Request, principal: Principal) -> Asgi:
