@@ -22,6 +22,9 @@ from broker.ids import REQUEST_ID
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
 
+_LOST = "The run was lost in a failover, or erased. Try again."
+_NOT_ENDED = "The run has not ended yet. Send the same again to go on waiting for it."
+
 
 class Front:
     """A gateway, as routes see it."""
@@ -50,7 +53,7 @@ class Front:
         """Of a run that was accepted a moment ago. Raises Unavailable where it is gone already."""
         head = await self.runs.head(request_id)
         if head is None:
-            raise Unavailable("The run was lost in a failover, or erased. Try again.")
+            raise Unavailable(_LOST)
         return head
 
     async def visible(self, request_id: str, principal: Principal) -> Head:
@@ -105,13 +108,27 @@ class Front:
             limits.append(max(principal.expires_at - time.time(), 0.0))
         return min((limit for limit in limits if limit is not None), default=None)
 
-    async def wait(self, request: Request, request_id: str, head: Head, seconds: float) -> None:
-        """Until the run has ended, the client has gone, this gateway drains, or for `seconds`."""
+    async def ended(self, request: Request, principal: Principal, request_id: str, head: Head) -> Record:
+        """The run when it has ended, for an answer that is held so long.
+
+        Raises Unavailable where an answer to this caller may take no longer, this gateway drains, or the run is gone.
+        """
+        await self.wait(request, request_id, head, self.seconds(principal))
+        try:
+            record = await self.runs.record(request_id)
+        except RunNotFound:
+            raise Unavailable(_LOST) from None
+        if record.finished_at_ms is None:
+            raise Unavailable(_NOT_ENDED)
+        return record
+
+    async def wait(self, request: Request, request_id: str, head: Head, seconds: float | None) -> None:
+        """Until the run has ended, the client has gone, this gateway drains, or for `seconds`; None is for ever."""
         if not head.finished:
             self.runs.met([request_id])
         with contextlib.suppress(Unavailable):  # that memory is full keeps nobody from reading, and stops the count
             await self.watched(request_id, head)
-        if seconds and not head.finished:
+        if seconds != 0 and not head.finished:
             await self.hub.wait_end(request_id, head, seconds, partial(_left, request))
 
     async def watched(self, request_id: str, head: Head) -> None:

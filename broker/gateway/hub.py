@@ -153,10 +153,14 @@ class Hub:
         return await self._follower.follow(reader)
 
     async def wait_end(
-        self, request_id: str, head: Head, seconds: float, left: Callable[[], Coroutine[Any, Any, None]] = _for_ever
+        self,
+        request_id: str,
+        head: Head,
+        seconds: float | None,
+        left: Callable[[], Coroutine[Any, Any, None]] = _for_ever,
     ) -> None:
-        """Returns when the run has ended, after `seconds`, when this gateway drains, or when `left` returns: the client
-        has gone."""
+        """Returns when the run has ended, after `seconds` (None: not for that), when this gateway drains, or when
+        `left` returns: the client has gone."""
         channel = await self._acquire(request_id, head)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.watchers.append(ended)

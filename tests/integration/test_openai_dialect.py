@@ -111,6 +111,28 @@ async def test_who_comes_between_the_cut_and_the_end_is_told_503(launch: Launche
         assert (reply.json()["error"]["code"], reply.headers["Retry-After"]) == ("draining", "1")
 
 
+async def test_an_answer_is_held_as_long_as_a_stream_may_last(launch: Launcher) -> None:
+    """By the limit of streams, and by the token's end: in `chat` as in `openai`."""
+    redis = launch.redis()
+    short = launch.gateway(redis.url, max_stream_seconds=0.5)
+    strict = launch.gateway(redis.url, jwt_leeway_seconds=0)
+    bodies = {ROUTE: {"model": "echo", "input": "held"}, "/chat": {"agent": "echo", "message": "held"}}
+
+    async def held(client: httpx.AsyncClient, url: str, ttl: float, path: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token('alice', ttl=ttl)}"}
+        return await client.post(f"{url}{path}", json=bodies[path], headers=headers)
+
+    async with httpx.AsyncClient(verify=False, timeout=20) as client:
+        replies = await asyncio.gather(
+            *[held(client, url, ttl, path) for url, ttl in ((short.url, 3600), (strict.url, 3)) for path in bodies]
+        )
+    for reply in replies:
+        problem = reply.json().get("error", reply.json())
+        assert (reply.status_code, problem["code"]) == (503, "unavailable"), reply.text
+        assert reply.headers["Retry-After"] == "1"
+        assert "Send the same again" in reply.text
+
+
 def test_a_session_may_be_named_but_not_two(alice: Client) -> None:
     first = ask(alice, session_id="a-session")
     assert alice.run(first["id"].removeprefix("resp_"))["session_id"] == "a-session"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict
 from starlette.requests import Request
 
-from broker.errors import RunCancelled, RunFailed, Unavailable
+from broker.errors import RunCancelled, RunFailed
 from broker.gateway import requests
 from broker.gateway.api import Object, Problem, Query, SubmitBody
 from broker.gateway.auth import Principal
@@ -15,8 +15,6 @@ from broker.gateway.dialects.chat.fold import Chat
 from broker.gateway.front import Front, stream_headers
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route, json_response
 from broker.runs.record import Head
-
-_A_DAY = 86400.0
 
 
 class MessageBody(SubmitBody):
@@ -70,10 +68,8 @@ class _Endpoint:
         return await self._front.stream(accepted.request_id, head, principal, dialect)
 
     async def _whole(self, request: Request, request_id: str, head: Head, principal: Principal) -> Asgi:
-        """Raises RunFailed and RunCancelled; Unavailable where it took longer than it may, or this gateway drains."""
-        limit = self._front.seconds(principal)
-        await self._front.wait(request, request_id, head, _A_DAY if limit is None else limit)
-        record = await self._front.runs.record(request_id)
+        """Raises RunFailed and RunCancelled, and what Front.ended does."""
+        record = await self._front.ended(request, principal, request_id, head)
         outcome = await self._front.runs.outcome(record)
         match record.status:
             case "completed":
@@ -89,10 +85,8 @@ class _Endpoint:
                 error = RunFailed(outcome.error["message"] if outcome.error else "")
                 error.code = outcome.error["code"] if outcome.error else error.code
                 raise error
-            case "cancelled":
-                raise RunCancelled
             case _:
-                raise Unavailable("The run has not ended yet. Send the same again to go on waiting for it.")
+                raise RunCancelled
 
 
 def _headers(request_id: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.errors import BadRequest, RunNotFound, TooLarge, Unavailable
+from broker.errors import BadRequest, RunNotFound, TooLarge
 from broker.events import dumps
 from broker.gateway import requests
 from broker.gateway.api import SubmitBody
@@ -26,9 +26,6 @@ from broker.runs.record import Head, Question, Submission
 
 _MOST_BYTES = 1024 * 1024
 """Of a body: some clients send the whole conversation each time. What a run is told of it may have twice as many."""
-_WAITED_LONGER = 60.0
-"""Seconds beyond the longest run: a run may have to queue."""
-_HELD_TOO_LONG = "The response is not there yet. Try again, or send background: true and retrieve it."
 
 
 def routes(front: Front, prefix: str) -> list[Route]:
@@ -110,9 +107,7 @@ class OpenAIApi:
         if asked.stream:
             return await self._stream(accepted.request_id, head, principal, None)
         if not asked.background:
-            await self._front.wait(request, accepted.request_id, head, self._settings.max_run_seconds + _WAITED_LONGER)
-            if not (await self._front.accepted_head(accepted.request_id)).finished:
-                raise Unavailable(_HELD_TOO_LONG)
+            await self._front.ended(request, principal, accepted.request_id, head)
         return await self._object(accepted.request_id)
 
     async def _submission(self, asked: Asked, principal: Principal) -> Submission:
