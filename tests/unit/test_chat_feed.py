@@ -85,6 +85,15 @@ async def test_a_failure_comes_after_what_came_before_it() -> None:
             await feed.take()
 
 
+@pytest.mark.parametrize("raised", [BaseException, SystemExit, asyncio.CancelledError, GeneratorExit])
+async def test_no_failure_is_taken_for_an_end(raised: type[BaseException]) -> None:
+    async with Feed(Spoken(Text(text="so far"), raised("why")).stream()) as feed:
+        assert await feed.take() == [Text(text="so far")]
+        with pytest.raises(RuntimeError, match=f"the stream raised {raised.__name__}") as failed:
+            await feed.take()
+    assert type(failed.value.__cause__) is raised
+
+
 async def test_leaving_closes_the_model_although_it_is_not_at_its_end() -> None:
     model = Spoken(*[Text(text="x" * 1000) for _ in range(500)])
     async with Feed(model.stream()) as feed:

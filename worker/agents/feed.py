@@ -26,6 +26,7 @@ class Feed(Generic[Item]):
         self._chars = 0
         self._over = False
         self._error: Exception | None = None
+        self._left = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -37,6 +38,7 @@ class Feed(Generic[Item]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left = True
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -47,7 +49,7 @@ class Feed(Generic[Item]):
 
     async def take(self, seconds: float | None = None) -> list[Item]:
         """What has come since the last time, as soon as there is something; nothing after so many seconds, or at the
-        end. Raises what the stream raised, when all before it has been taken.
+        end. Raises what the stream raised, when all before it has been taken; a RuntimeError for what is no Exception.
         """
         if not self._pieces and not self._over:
             with contextlib.suppress(TimeoutError):
@@ -72,6 +74,12 @@ class Feed(Generic[Item]):
                         await self._room.wait()
         except Exception as error:
             self._error = error
+        except BaseException as error:
+            if self._left:
+                raise
+            # As itself it would pass for what ends the taker, whose text so far would be lost: a CancelledError does.
+            self._error = RuntimeError(f"the stream raised {type(error).__name__}")
+            self._error.__cause__ = error
         finally:
             self._over = True
             self._news.set()
