@@ -23,6 +23,8 @@ MAX_BODY = 256 * 1024
 MAX_WAIT_SECONDS = 60.0
 MAX_DEPTH = 100
 MAX_FIELD_ERRORS = 20
+CURSORS = ("Last-Event-ID", "last_event_id", "lastEventId")
+"""Where a client may say where it stands: a route's parameters."""
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from broker.events import Entry, Reasoning, Token
 from broker.fold import outcome
-from broker.gateway.dialects.openai.fold import JUMP, Responses
+from broker.gateway.dialects.openai.fold import Responses
 from broker.gateway.dialects.openai.response import Profile
+from broker.gateway.dialects.place import JUMP
 from tests.kit import openai_stream, sse
 from tests.kit.folds import body_of, folded, frames_of
 from tests.kit.logs import REQUEST_ID, attempt, entry, logs, start

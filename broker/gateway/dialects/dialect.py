@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from broker import sse
 from broker.events import Entry
 
 
@@ -66,6 +67,19 @@ class Dialect(Protocol):
 
     def closing(self, retry_ms: int) -> bytes:
         """The last bytes of a connection that is cut before the end."""
+
+
+class SseConnection:
+    """How a connection begins, idles and is cut, for clients that take `retry:` and comments."""
+
+    def opening(self, retry_ms: int) -> bytes:
+        return sse.retry(retry_ms)
+
+    def heartbeat(self, text: str) -> bytes:
+        return sse.comment(text)
+
+    def closing(self, retry_ms: int) -> bytes:
+        return sse.retry(retry_ms)
 
 
 class Folded(NamedTuple):

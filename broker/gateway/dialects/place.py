@@ -12,6 +12,8 @@ from broker.ids import EventId
 
 LAST = sys.maxsize
 """The part that is an entry's last frame: who has it has the entry."""
+JUMP = 1_000_000
+"""Where positions are numbers: a later attempt counts from its number times this (PROTOCOL 6.6)."""
 _PLACE = re.compile(r"([^.]*)(?:\.([1-9][0-9]{0,2}))?", re.ASCII)
 
 T = TypeVar("T")

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, assert_never
 
 from broker import sse
 from broker.events import Entry, dumps
-from broker.gateway.dialects.dialect import Frame
+from broker.gateway.dialects.dialect import Frame, SseConnection
+from broker.gateway.dialects.place import JUMP
 from broker.gateway.dialects.told import GONE, LOST, Aside, Done, Failed, Piece, Stopped, Telling, Told, tell
 
-ATTEMPT = 1_000_000
-"""A later attempt counts from its number times this (PROTOCOL 6.6)."""
 TOLD_LOST = 10**15 - 1
 """The id of a client that was told that its cursor is lost: there is nothing more for it."""
 
@@ -25,7 +24,7 @@ class Counted(NamedTuple):
     """How many were shown."""
 
 
-class Agent:
+class Agent(SseConnection):
     """One run."""
 
     key = "agent"
@@ -41,7 +40,7 @@ class Agent:
         if entry.type == "attempt":
             number = json.loads(entry.data)["attempt"]
             # A cancel's attempt has the number of the one that it ends.
-            return Counted(told, max(count, number * ATTEMPT) if number > 1 else count, tokens), ()
+            return Counted(told, max(count, number * JUMP) if number > 1 else count, tokens), ()
         frames = []
         for telling in tellings:
             count, tokens = count + 1, tokens + isinstance(telling, Piece)
@@ -70,12 +69,6 @@ class Agent:
     def ended(self, state: Counted) -> bool:
         return state.told.over
 
-    def opening(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(text)
-
     def gone(self) -> bytes:
         """Without an id: it is no part of the log."""
         kind, value = self._event(GONE, 0)
@@ -84,6 +77,3 @@ class Agent:
     def lost(self) -> bytes:
         kind, value = self._event(LOST, 0)
         return sse.frame(kind, dumps(value), str(TOLD_LOST))
-
-    def closing(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)

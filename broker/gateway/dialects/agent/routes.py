@@ -30,7 +30,6 @@ class AgentBody(SubmitBody):
 
 def routes(front: Front, prefix: str) -> list[Route]:
     api = AgentApi(front, prefix)
-    cursors = ("Last-Event-ID", "last_event_id", "lastEventId")
     return [
         Route(
             method="POST",
@@ -39,7 +38,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             summary="Ask an agent, and stream its tokens; with Last-Event-ID, go on after so many",
             answers={200: EVENT_STREAM, 204: None},
             body=AgentBody,
-            parameters=("Idempotency-Key", *cursors),
+            parameters=("Idempotency-Key", *requests.CURSORS),
         ),
         Route(
             method="GET",
@@ -47,7 +46,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             endpoint=api.resume,
             summary="Stream a run's tokens, for EventSource",
             answers={200: EVENT_STREAM, 204: None},
-            parameters=(*cursors, "ticket"),
+            parameters=(*requests.CURSORS, "ticket"),
             ticket=True,
         ),
     ]

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker import sse
 from broker.events import Entry
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.scribe import Scribe
 from broker.gateway.dialects.aisdk.state import State
-from broker.gateway.dialects.dialect import Frame
+from broker.gateway.dialects.dialect import Frame, SseConnection
 
 _GONE = "This run no longer exists."
 _LOST = "What was shown was lost in a failover. Load the page again for the answer."
 
 
-class AiSdk:
+class AiSdk(SseConnection):
     """A run as a UI message. After a rewind nothing is shown again that the message has. Where the new attempt differs,
     a part `data-rewind` takes back the text before it, and a new text part begins with all that survives; or, with
     `reset_step`, the client drops what it has and gets all that survives anew (ai 7.0.70 and later).
@@ -44,17 +43,8 @@ class AiSdk:
     def ended(self, state: State) -> bool:
         return state.ended
 
-    def opening(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(text)
-
     def gone(self) -> bytes:
         return loose({"type": "error", "errorText": _GONE}, {"type": "finish"})
 
     def lost(self) -> bytes:
         return loose({"type": "error", "errorText": _LOST}, {"type": "finish"})
-
-    def closing(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)

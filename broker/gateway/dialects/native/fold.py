@@ -7,7 +7,7 @@ from typing import Any
 
 from broker import sse
 from broker.events import Attempt, Entry, Error
-from broker.gateway.dialects.dialect import Frame
+from broker.gateway.dialects.dialect import Frame, SseConnection
 from broker.ids import START
 
 _new: Any = tuple.__new__
@@ -16,7 +16,7 @@ GONE = Error(code="gone", message="This run no longer exists.").json_data()
 _LOST = Attempt(attempt=0, reason="cursor_lost", resume_from=str(START)).json_data()
 
 
-class Native:
+class Native(SseConnection):
     """A run as it is stored."""
 
     seekable = True
@@ -37,12 +37,6 @@ class Native:
         """The log itself tells."""
         return False
 
-    def opening(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(text)
-
     def gone(self) -> bytes:
         """Without an id: it is not an event of the log, and the client's cursor stays."""
         return sse.frame("error", GONE)
@@ -50,6 +44,3 @@ class Native:
     def lost(self) -> bytes:
         """Start again (PROTOCOL 6.5). Its id is the cursor that means so."""
         return sse.frame("attempt", _LOST, f"{self._prefix}{START}")
-
-    def closing(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)

@@ -37,7 +37,6 @@ class NativeApi:
     def routes(self) -> list[Route]:
         prefix, run = api.PREFIX, api.PREFIX + "/runs/{request_id}"
         submits = ("Idempotency-Key",)
-        cursors = ("Last-Event-ID", "last_event_id", "lastEventId")
         return [
             Route(
                 method="POST",
@@ -55,7 +54,7 @@ class NativeApi:
                 summary="Submit a query and stream its run; with Last-Event-ID, resume",
                 answers={200: EVENT_STREAM},
                 body=api.SubmitBody,
-                parameters=submits + cursors,
+                parameters=submits + requests.CURSORS,
             ),
             Route(
                 method="GET",
@@ -86,7 +85,7 @@ class NativeApi:
                 endpoint=self.stream,
                 summary="Stream a run from a cursor",
                 answers={200: EVENT_STREAM, 204: None},
-                parameters=(*cursors, "ticket"),
+                parameters=(*requests.CURSORS, "ticket"),
                 ticket=True,
             ),
             Route(

@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from broker import sse
 from broker.events import Entry, dumps
-from broker.gateway.dialects.dialect import Frame
+from broker.gateway.dialects.dialect import Frame, SseConnection
 from broker.gateway.dialects.openai import items
 from broker.gateway.dialects.openai.items import Call, Event, Item, Kind, Status
 from broker.gateway.dialects.openai.response import End, Printer, Profile, error_json, usage_json
+from broker.gateway.dialects.place import JUMP
 from broker.ids import EventId
 
-JUMP = 1_000_000
-"""A later attempt's sequence numbers begin at its number times this (PROTOCOL 6.6)."""
 _PREFIX: dict[Kind, str] = {
     "message": "msg",
     "reasoning": "rs",
@@ -43,7 +42,7 @@ class State(NamedTuple):
     end: End | None = None
 
 
-class Responses:
+class Responses(SseConnection):
     """One run. Its frames hold nothing that is not in the log or in its profile."""
 
     key = ("openai",)
@@ -85,12 +84,6 @@ class Responses:
         """Of the call that the event tells of."""
         return self._id("call", event_id)
 
-    def opening(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(text)
-
     def gone(self) -> bytes:
         return _broken("run_not_found", "This response no longer exists.")
 
@@ -99,9 +92,6 @@ class Responses:
             "cursor_lost",
             "What was streamed was lost in a failover. Retrieve the response, or its stream from the start.",
         )
-
-    def closing(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
 
     # -- begin -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, assert_never
 
 from broker import sse
 from broker.events import dumps
+from broker.gateway.dialects.dialect import SseConnection
 from broker.gateway.dialects.one_way import OneWay
 from broker.gateway.dialects.place import Place
 from broker.gateway.dialects.told import CANCELLED, LOST, Aside, Asides, Done, Failed, Piece, Stopped, Telling
@@ -16,7 +17,7 @@ TOLD_LOST = Place(0, 0, 1)
 _END = {"lifecycle": "done"}
 
 
-class Prompt(OneWay):
+class Prompt(SseConnection, OneWay):
     """One run. Each id names it, so that a client that asks again never starts a second one."""
 
     name = "prompt"
@@ -49,14 +50,5 @@ class Prompt(OneWay):
     def frame(self, data: str, place: Place | None) -> bytes:
         return sse.unnamed(data, f"{self._request_id}/{place}" if place else "")
 
-    def opening(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)
-
-    def heartbeat(self, text: str) -> bytes:
-        return sse.comment(text)
-
     def lost(self) -> bytes:
         return b"".join(self.frame(dumps(each), TOLD_LOST) for each in self.objects(LOST, 0))
-
-    def closing(self, retry_ms: int) -> bytes:
-        return sse.retry(retry_ms)

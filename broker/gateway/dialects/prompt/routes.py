@@ -27,7 +27,6 @@ class PromptQuery(SubmitBody):
 
 
 def routes(front: Front, prefix: str) -> list[Route]:
-    cursors = ("Last-Event-ID", "last_event_id", "lastEventId")
     return [
         Route(
             method="GET",
@@ -35,7 +34,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             endpoint=PromptApi(front).stream,
             summary="Ask an agent, and stream its answer, for EventSource; with Last-Event-ID, resume",
             answers={200: EVENT_STREAM, 204: None, 404: Problem, 422: Problem},
-            parameters=("prompt", "agent", "session_id of a run", "parameters", "access_token", *cursors),
+            parameters=("prompt", "agent", "session_id of a run", "parameters", "access_token", *requests.CURSORS),
             query_token=True,
         )
     ]

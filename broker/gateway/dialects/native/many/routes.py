@@ -38,7 +38,7 @@ class ManyRuns:
                 endpoint=self.stream,
                 summary="Stream many runs over one connection: those that are listed, or those of a session",
                 answers={200: EVENT_STREAM, 204: None, 404: api.Problem},
-                parameters=("run", "session_id", "Last-Event-ID", "last_event_id", "lastEventId"),
+                parameters=("run", "session_id", *requests.CURSORS),
             )
         ]
 
