@@ -81,3 +81,10 @@ typed = Agent[Run](name="Typed", output_type=Forecast)
 stops = Agent[Run](name="Stops", tools=[weather, waits], tool_use_behavior="stop_on_first_tool")
 forced = Agent[Run](name="Forced", tools=[weather], model_settings=ModelSettings(tool_choice="weather"))
 indirect = Agent[Run](name="Indirect", handoffs=[handoff(billing)])
+
+
+async def _cancels(context: RunContextWrapper[Run], agent: Agent[Run]) -> str:
+    raise asyncio.CancelledError
+
+
+cancels = Agent[Run](name="Cancels", instructions=_cancels)

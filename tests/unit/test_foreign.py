@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from broker.errors import Misconfigured
 from broker.events import Data, Event, Final, Reasoning, Token
 from broker.settings import Settings
-from worker.agent import MAX_EVENT_BYTES, Checkpoint
+from worker.agent import MAX_EVENT_BYTES, Checkpoint, Run
 from worker.agents import load
 from worker.agents.foreign.telling import answer_of, ending, joined, shown
 from worker.agents.joiner import FREELY
@@ -194,3 +194,11 @@ def test_a_key_that_a_server_repeats_is_not_told(monkeypatch: pytest.MonkeyPatch
     body = {"message": "bad sk-a-real-secret"}
     error = APIError("no", request=REQUEST, body=body)
     assert "sk-a-real-secret" not in str(model_error(error, "m"))
+
+
+async def test_what_an_agents_own_code_cancels_is_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    agents = load(Settings(agents=("mine=tests.kit.foreign_agents:cancels",)))
+    with pytest.raises(RuntimeError, match="the agent's code raised CancelledError"):
+        async for event in agents["mine"](Run(request_id="r", query="q")):
+            assert event == Token(text="")

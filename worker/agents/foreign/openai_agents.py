@@ -125,6 +125,7 @@ class _Talk:
             async for event in stream:
                 for told in self._events(event, result):
                     yield told
+            _check_ended(result)
             if result.interruptions:
                 raise ModelError("agent_interrupted", "The agent waits for an approval, which nobody can give here.")
             if not (answer := answer_of(result.final_output)):
@@ -251,6 +252,15 @@ class _Talk:
             return ModelError("model_content_filter", "The model refused to answer.")
         model = self._agent.model
         return model_error(error, model if isinstance(model, str) else "of this agent")
+
+
+def _check_ended(result: RunResultStreaming) -> None:
+    """Raises RuntimeError where a CancelledError of the agent's own code has ended the run: the library hides it."""
+    if result.run_loop_task is not None and result.run_loop_task.cancelled():
+        try:
+            result.run_loop_task.result()
+        except asyncio.CancelledError as error:
+            raise RuntimeError("the agent's code raised CancelledError") from error
 
 
 def _too_many(turns: int) -> ModelError:
