@@ -193,6 +193,8 @@ def test_each_call_needs_its_output(user: User, subject: str) -> None:
     [
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": ""}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "name": "a b!"}]}, "tools[0].name"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools[1].name"),
         ({"model": "research", "tools": [FUNCTION]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format"),
