@@ -10,10 +10,14 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
+    with make_runner() as runner:
+        return runner.run(work)
+
+
+def make_runner() -> asyncio.Runner:
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(work)
+        return asyncio.Runner()
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+    return asyncio.Runner(loop_factory=factory)

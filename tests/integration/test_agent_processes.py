@@ -198,7 +198,7 @@ def test_the_runs_of_a_process_that_is_killed_go_on_at_their_checkpoints(stage: 
     wait_for(lambda: len(stage.processes()) == 2)
 
 
-@pytest.mark.parametrize("how", ["exit", "segfault", "fork"] if LONG else ["segfault", "fork"])
+@pytest.mark.parametrize("how", ["exit", "segfault", "fork", "stop"] if LONG else ["segfault", "stop", "fork"])
 def test_a_run_that_ends_its_process_goes_on_in_another(stage: Stage, tmp_path: Path, how: str) -> None:
     release = tmp_path / "release"
     request_id = stage.submit("dies", how=how, release=str(release))

@@ -357,6 +357,9 @@ async def dies(run: Run) -> Events:
             if os.fork() == 0:
                 await _block(**run.parameters)
             os._exit(7)
+        elif run.parameters["how"] == "stop":
+            asyncio.get_running_loop().stop()
+            await asyncio.Event().wait()
         else:
             ctypes.string_at(0)
     yield Token(text=f"restored {run.restored}")

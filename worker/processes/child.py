@@ -253,4 +253,11 @@ def main() -> None:
     except Misconfigured as error:
         sock.send(Misfit(str(error)))
         return
-    loop.run(_execute(sock, agents))
+    with loop.make_runner() as runner:
+        try:
+            runner.run(_execute(sock, agents))
+        except BaseException:
+            # Leaving the runner would cancel all agents, and tell their runs' failure, which is none of theirs.
+            logger.critical("an agent has ended the event loop of its process", exc_info=True)
+            logging.shutdown()
+            os._exit(1)
