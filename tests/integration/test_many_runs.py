@@ -14,7 +14,7 @@ import pytest_asyncio
 from broker.events import Entry
 from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
 from broker.ids import EventId, new_request_id
-from broker.runs import log
+from broker.runs import keys, log
 from tests.conftest import Launcher
 from tests.kit import raw, sse
 from tests.kit.eventsource import Stream
@@ -263,9 +263,9 @@ def unchunked(body: bytes) -> Iterator[bytes]:
 # -- a session -----------------------------------------------------------------------------------------------
 
 
-async def submitted(place: Place, session_id: str, query: str, *, gateway: int = 1) -> str:
+async def submitted(place: Place, session_id: str, query: str, *, gateway: int = 1, **fields: object) -> str:
     """By a gateway, so that it is in the session's index. Nobody takes it."""
-    body = json.dumps({"query": query, "session_id": session_id}).encode()
+    body = json.dumps({"query": query, "session_id": session_id, **fields}).encode()
     headers = [*AUTH.items(), ("Content-Type", "application/json")]
     url = place.gateways[gateway].url
     reply = await asyncio.to_thread(lambda: raw.ask(url, "POST", "/api/v1/query", *headers, body=body))
@@ -400,6 +400,30 @@ async def test_a_run_of_a_session_that_is_erased_is_gone_and_does_not_come_again
     async with streaming(place, path) as fresh:
         await fresh.until(lambda: len(fresh.events) == 3)
         assert {run_of(event) for event in fresh.events} == {second}
+
+
+async def test_runs_of_a_session_that_wait_for_room_are_watched_at_each_heartbeat(place: Place, scribe: Scribe) -> None:
+    """More of them than one look at the session's index brings; but not those that the client does not wait for."""
+
+    async def watched_at(*names: str) -> list[int]:
+        async with scribe.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(keys.run(name), "watched_at")
+            return [int(at or 0) for at in await pipe.execute()]
+
+    old = await submitted(place, "crowd", "old", cancel_if_unwatched=60)
+    floor_ms = await scribe.now_ms()
+    await asyncio.sleep(0.01)
+    names = [await submitted(place, "crowd", f"{n}", cancel_if_unwatched=60) for n in range(2 * MAX_RUNS + 5)]
+    uncounted = await submitted(place, "crowd", "uncounted")
+    async with streaming(place, path_of(session_id="crowd", last_event_id=str(floor_ms))) as stream:
+        for _ in range(3):
+            now_ms = await scribe.now_ms()
+            async with asyncio.timeout(15):
+                while min(await watched_at(*names)) < now_ms:
+                    await asyncio.sleep(0.05)
+        assert len({run_of(event) for event in stream.events}) == MAX_RUNS
+    assert await watched_at(old, uncounted) == [0, 0]
 
 
 async def test_a_stream_of_many_ends_when_its_token_does(place: Place, scribe: Scribe) -> None:

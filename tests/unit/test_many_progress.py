@@ -131,7 +131,9 @@ def test_the_cursor_names_at_most_as_many_runs_as_it_may_and_the_others_follow()
         for choice in range(len(play.under_way)):
             play.write(choice, 1)
         assert len(play.had) == MAX_RUNS, f"round {round_}"
+        assert play.progress.crowded
     play.finish()
+    assert not play.progress.crowded
     assert len(play.had) == 3 * MAX_RUNS
     assert play.longest == MAX_RUNS
 

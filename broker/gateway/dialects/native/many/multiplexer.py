@@ -52,8 +52,9 @@ class Multiplexer(Sleeper):
         self._hub = hub
         self._source = source
         self._cut_at = None if seconds is None else now + seconds
-        self._heartbeat = BEAT_SHARE * heartbeat_seconds
-        self._beat_at = now + self._heartbeat
+        self.heartbeat = BEAT_SHARE * heartbeat_seconds
+        """Seconds after which what is idle beats."""
+        self._beat_at = now + self.heartbeat
         self._ending: End | None = None
         self._parts: dict[str, Part] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -96,7 +97,7 @@ class Multiplexer(Sleeper):
             if now < self._beat_at:
                 return
             self.write_bytes(sse.comment("heartbeat"))
-        self._beat_at = now + self._heartbeat
+        self._beat_at = now + self.heartbeat
 
     def _seconds_left(self) -> float | None:
         return None if self._cut_at is None else max(self._cut_at - asyncio.get_running_loop().time(), 0.0)

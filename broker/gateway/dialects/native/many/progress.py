@@ -26,6 +26,8 @@ class Progress(Places):
         self._over = cursor.places.keys() - self._begun
         self._submitted: dict[str, int] = {}
         """When, of the runs that the index had above the floor."""
+        self.crowded = False
+        """Whether there were more runs at the last look than may be begun."""
 
     def over(self, request_id: str) -> None:
         self._over.add(request_id)
@@ -41,8 +43,14 @@ class Progress(Places):
         self._raise_floor(limit if complete or not rows else min(limit, rows[-1][1]))
         self._leave_out(unknown_ms=self.floor if complete else self.floor + 1)
         room = MAX_RUNS - len(self._begun | self._texts.keys())
+        waiting = self.waiting(rows)
+        self.crowded = not complete or len(waiting) > room
+        return waiting[: max(room, 0)]
+
+    def waiting(self, rows: Sequence[tuple[str, int]]) -> list[str]:
+        """Those of these (request_id, submitted at) that are still to be begun."""
         known = self._begun | self._over
-        return [name for name, at in rows if at > self.floor and name not in known][: max(room, 0)]
+        return [name for name, at in rows if at > self.floor and name not in known]
 
     def begin(self, request_id: str) -> None:
         self._begun.add(request_id)

@@ -16,6 +16,8 @@ from broker.runs.record import Head
 from broker.runs.store import Runs
 
 _LOOK_ROWS = 2 * MAX_RUNS
+_WATCH_PAGES = 100
+"""A session's runs that wait are watched as well: so many looks further on."""
 
 Watched = Callable[[str, Head], Awaitable[None]]
 """Says that somebody reads a run. Raises Unavailable."""
@@ -56,9 +58,13 @@ class OfSession:
     async def begin(self, multiplexer: Multiplexer) -> None:
         """For ever."""
         self._begin(multiplexer)
+        loop, watch_at = asyncio.get_running_loop(), 0.0
         while True:
             with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
                 await self._look(multiplexer)
+                if self.places.crowded and loop.time() >= watch_at:
+                    await self._watch_waiting()
+                    watch_at = loop.time() + multiplexer.heartbeat
             await asyncio.sleep(multiplexer.pause)
 
     async def _look(self, multiplexer: Multiplexer) -> None:
@@ -72,6 +78,20 @@ class OfSession:
                 await self._begin_new(multiplexer, request_id, head)
             elif progress.never_came(request_id, now_ms):
                 progress.over(request_id)
+
+    async def _watch_waiting(self) -> None:
+        """Lest `cancel_if_unwatched` cancels runs that have no room yet, under the client that waits for them."""
+        floor = self.places.floor
+        for _ in range(_WATCH_PAGES):
+            rows, complete, _ = await self._runs.session_above(self._owner, self._session_id, floor, limit=_LOOK_ROWS)
+            names = self.places.waiting(rows)
+            heads = zip(names, await self._runs.heads(names), strict=True)
+            counted = [name for name, head in heads if head and head.cancel_if_unwatched and not head.finished]
+            if counted:
+                await self._runs.watched(counted)
+            if complete:
+                return
+            floor = rows[-1][1]
 
     async def _begin_new(self, multiplexer: Multiplexer, request_id: str, head: Head) -> None:
         try:
