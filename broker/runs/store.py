@@ -239,6 +239,24 @@ class Runs:
         following = _list_cursor(*fitting[limit - 1][0]) if len(fitting) > limit else None
         return Page([record for _, record in fitting[:limit]], following)
 
+    async def under_way(self, owner: Owner, session_id: str) -> list[tuple[str, Head]]:
+        """The session's runs that have not ended, newest first. In a session of thousands, of the newest of these."""
+        found: list[tuple[str, Head]] = []
+        below: tuple[str, int] | None = None
+        for _ in range(_MOST_SLICES):
+            with unavailable():
+                rows = await index.page(self._redis, keys.session_of(owner, session_id), below=below, limit=_SLICE)
+            request_ids = [request_id for request_id, _ in rows[:_SLICE]]
+            found += [
+                (request_id, head)
+                for request_id, head in zip(request_ids, await self.heads(request_ids), strict=True)
+                if head is not None and not head.finished and (head.owner, head.session_id) == (owner, session_id)
+            ]
+            if len(rows) <= _SLICE:
+                break
+            below = rows[_SLICE - 1]
+        return found
+
     async def session_above(
         self, owner: Owner, session_id: str, time_ms: int, *, limit: int
     ) -> tuple[list[tuple[str, int]], bool, int]:

@@ -170,16 +170,37 @@ async def test_a_chat_in_which_nothing_runs_is_a_204(scribe: Scribe, chat: Chat,
     assert (await chat.resume()).status == 204
 
 
-async def test_the_newest_run_of_a_chat_is_the_one_that_it_waits_for(scribe: Scribe, chat: Chat, subject: str) -> None:
-    """An older one that is still under way would be an answer to what is no longer asked."""
-    await under_way(scribe, chat, "old")
+async def test_a_chat_waits_for_its_newest_run_that_is_under_way(scribe: Scribe, chat: Chat) -> None:
+    """Two tabs of one chat have a question each, and the later one is answered first."""
+    old = await under_way(scribe, chat, "old")
     new = await under_way(scribe, chat, "new")
-    stream = await chat.resume()
-    await until_shown(stream, 1)
-    assert message_of(stream).id == new.request_id
-    await new.end()
-    await whole(stream)
+    for run in (new, old):
+        stream = await chat.resume()
+        await until_shown(stream, 1)
+        assert message_of(stream).id == run.request_id
+        await run.end()
+        await whole(stream)
     assert (await chat.resume()).status == 204
+
+
+async def test_stop_stops_every_run_of_a_chat_and_no_other(
+    pair: Pair, scribe: Scribe, chat: Chat, subject: str
+) -> None:
+    runs = [await under_way(scribe, chat, text) for text in ("one", "two", "three")]
+    other = await under_way(scribe, Chat(pair.one, subject, "another chat"))
+    await runs[-1].end()
+    assert await chat.stop(url=pair.two) == 204
+    with Client(chat.url, subject) as client:
+        statuses = [client.run(run.request_id)["status"] for run in (*runs, other)]
+    assert statuses == ["cancelled", "cancelled", "completed", "running"]
+    assert (await chat.resume()).status == 204
+
+
+async def test_stop_by_a_run_stops_that_run_alone(pair: Pair, scribe: Scribe, chat: Chat, subject: str) -> None:
+    older, newer = [await under_way(scribe, chat, text) for text in ("older", "newer")]
+    assert await Chat(pair.one, subject, older.request_id).stop() == 204
+    with Client(chat.url, subject) as client:
+        assert [client.run(run.request_id)["status"] for run in (older, newer)] == ["cancelled", "running"]
 
 
 async def test_stop_leaves_no_ghost(pair: Pair, service: Service, subject: str) -> None:
@@ -224,6 +245,20 @@ async def test_regenerate_after_the_end_starts_a_new_run(service: Service, subje
     second = await whole(await chat.regenerate())
     assert first.id != second.id
     assert first.text == second.text
+
+
+async def test_regenerate_sent_again_with_its_key_joins_its_run(pair: Pair, scribe: Scribe, chat: Chat) -> None:
+    """As after an answer that was lost."""
+    await under_way(scribe, chat)
+    key = {"Idempotency-Key": "the-key"}
+    first = await chat.regenerate(headers=key)
+    run = Written(scribe, first.headers["x-workflow-run-id"], Submission(query="the question", agent="echo"))
+    await run.attempt()
+    again = await chat.regenerate(url=pair.two, headers=key)
+    await run.end()
+    assert [(each.id, each.aborted) for each in (await whole(first), await whole(again))] == [
+        (run.request_id, False)
+    ] * 2
 
 
 async def test_a_failed_run_tells_why(service: Service, subject: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -54,12 +54,16 @@ class Chat:
         self.messages.append(user_message(text))
         return await self.post("submit-message", url=url, **body)
 
-    async def regenerate(self, *, url: str | None = None, **body: Any) -> Stream:
-        return await self.post("regenerate-message", url=url, **body)
+    async def regenerate(
+        self, *, url: str | None = None, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Stream:
+        return await self.post("regenerate-message", url=url, headers=headers, **body)
 
-    async def post(self, trigger: str, *, url: str | None = None, **body: Any) -> Stream:
+    async def post(
+        self, trigger: str, *, url: str | None = None, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Stream:
         sent = {**body, "id": self.chat_id, "messages": self.messages, "trigger": trigger}
-        headers = {**self._headers, "Content-Type": "application/json"}
+        headers = {**self._headers, "Content-Type": "application/json", **(headers or {})}
         return await Stream().open(
             url or self.url, "/ai/chat", headers, method="POST", body=json.dumps(sent).encode("ascii")
         )

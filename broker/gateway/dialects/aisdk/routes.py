@@ -1,7 +1,7 @@
 """The AI SDK dialect over HTTP: `useChat` with DefaultChatTransport or WorkflowChatTransport.
 
-The first has the chat as its key, which is the session of its runs, and resumes the newest of them from its beginning.
-The second has the run, and counts chunks; a request of it is known by its `startIndex`.
+The first has the chat as its key, which is the session of its runs, and resumes from its beginning the newest of them
+that is under way. The second has the run, and counts chunks; a request of it is known by its `startIndex`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             method="GET",
             path=f"{chat}/stream",
             endpoint=api.resume,
-            summary="AI SDK: resume the answer that a chat is waiting for; by chat or by run",
+            summary="AI SDK: resume the newest answer of a chat that is under way; by chat or by run",
             answers={200: EVENT_STREAM, 204: None},
             parameters=("startIndex",),
             problem=_plain_text,
@@ -61,7 +61,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             method="POST",
             path=f"{chat}/stop",
             endpoint=api.stop,
-            summary="AI SDK: stop the run that a chat is waiting for, if there is one",
+            summary="AI SDK: stop the runs of a chat that are under way, if there are any",
             answers={204: None},
             problem=_plain_text,
             problem_body="text",
@@ -86,7 +86,8 @@ class AiSdkApi:
             question.submit.model_copy(update={"session_id": session_id}), self._settings
         )
         accepted = await self._front.submit(request, principal, submission)
-        if question.regenerate and accepted.joined:
+        # A key makes one run: with it, what is joined is the run of this very request, sent before.
+        if question.regenerate and accepted.joined and requests.idempotency_key(request) is None:
             await self._runs.cancel(accepted.request_id, "regenerated")
             accepted = await self._front.submit(request, principal, submission)
         head = await self._front.accepted_head(accepted.request_id)
@@ -110,16 +111,16 @@ class AiSdkApi:
 
     async def _resume_chat(self, name: str, principal: Principal) -> Asgi:
         found = await self._find(name, principal)
-        if found is None or found[1].finished:
+        if not found or found[0][1].finished:
             return Response(status_code=204, headers=_STREAM_HEADERS)
-        return await self._stream(*found, principal)
+        return await self._stream(*found[0], principal)
 
     async def _resume_run(self, name: str, start_index: int, principal: Principal) -> Asgi:
         """From the chunk of this number on; a negative one counts from the end."""
         found = await self._find(name, principal)
-        if found is None or (found[0] != name and found[1].finished):
+        if not found:
             return _nothing_runs()
-        request_id, head = found
+        request_id, head = found[0]
         headers: dict[str, str] = {}
         if start_index < 0 or head.finished:
             try:
@@ -135,24 +136,20 @@ class AiSdkApi:
         return await self._stream(request_id, head, principal, after=start_index, headers=headers)
 
     async def stop(self, request: Request, principal: Principal) -> Asgi:
-        found = await self._find(request.path_params["chat_id"], principal)
-        if found is not None and not found[1].finished:
-            with contextlib.suppress(RunNotFound):
-                await self._runs.cancel(found[0], "client")
+        for request_id, head in await self._find(request.path_params["chat_id"], principal):
+            if not head.finished:
+                with contextlib.suppress(RunNotFound):
+                    await self._runs.cancel(request_id, "client")
         return Response(status_code=204)
 
-    async def _find(self, name: str, principal: Principal) -> tuple[str, Head] | None:
-        """The run of this request_id, else the newest run of the caller's session of this name."""
+    async def _find(self, name: str, principal: Principal) -> list[tuple[str, Head]]:
+        """The run of this request_id, else the runs of the caller's session of this name that are under way: newest
+        first."""
         if REQUEST_ID.fullmatch(name):
             head = await self._runs.head(name)
             if head is not None and sees(principal, head):
-                return name, head
-        page = await self._runs.page(principal.owner, session_id=name, limit=1)
-        for record in page.records:
-            head = await self._runs.head(record.request_id)
-            if head is not None and (head.owner, head.session_id) == (principal.owner, name):
-                return record.request_id, head
-        return None
+                return [(name, head)]
+        return await self._runs.under_way(principal.owner, name)
 
     async def _stream(
         self,
