@@ -16,7 +16,7 @@ from openai import APIConnectionError, APIError, APITimeoutError, NotFoundError
 from pydantic import BaseModel
 
 from broker.errors import Misconfigured
-from broker.events import Data, Event, Final, Reasoning, Token
+from broker.events import Data, Event, Final, Reasoning, Token, ToolCall, ToolResult
 from broker.settings import Settings
 from worker.agent import MAX_EVENT_BYTES, Checkpoint, Run
 from worker.agents import load
@@ -202,3 +202,21 @@ async def test_what_an_agents_own_code_cancels_is_its_failure(monkeypatch: pytes
     with pytest.raises(RuntimeError, match="the agent's code raised CancelledError"):
         async for event in agents["mine"](Run(request_id="r", query="q")):
             assert event == Token(text="")
+
+
+async def told_by(target: str, query: str) -> list[Any]:
+    """The events of one run, on this event loop."""
+    agent = load(Settings(agents=(f"mine={target}",)))["mine"]
+    return [event async for event in agent(Run(request_id="r", query=query))]
+
+
+@pytest.mark.parametrize("graph", ["calls", "calls_inside"])
+@pytest.mark.parametrize("ids", ["a,b", "a,a,a", ","])
+async def test_each_call_of_a_tool_is_told_once_whatever_its_id(graph: str, ids: str) -> None:
+    told = await told_by(f"tests.kit.foreign_graphs:{graph}", ids)
+    expected: list[Event] = []
+    for n, id in enumerate(ids.split(",")):
+        expected.append(ToolCall(id=id, tool="echo", args={"n": n}))
+        expected.append(ToolResult(id=id, tool="echo", result=str(n)))
+    assert [event for event in told if isinstance(event, (ToolCall, ToolResult))] == expected
+    assert told[-1].answer == "done"

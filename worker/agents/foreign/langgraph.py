@@ -133,8 +133,9 @@ class _Walk:
         self._saver = Saver(run.request_id)
         self._brake = _Brake()
         self._calls: dict[str, str] = {}
-        """The names of tools by their calls."""
-        self._resulted: set[str] = set()
+        """The names of tools by their last calls: a model may repeat an id, or have none."""
+        self._messages: list[BaseMessage] = []
+        """Those of which the calls or the result have been told."""
         self._speakers: set[str] = set()
         """The ids of messages that were streamed."""
         self._speaker = ""
@@ -214,21 +215,24 @@ class _Walk:
                         yield Data(name="update", value={"node": node, "values": shown(others)})
 
     def _tools(self, messages: Any) -> Iterator[ToolCall | ToolResult]:
-        """A subgraph's messages come again with those of its node."""
         for message in messages if isinstance(messages, list) else [messages]:
-            if isinstance(message, AIMessage):
+            if isinstance(message, AIMessage) and message.tool_calls and self._is_new(message):
                 for call in message.tool_calls:
                     id = call["id"] or ""
-                    if id not in self._calls:
-                        self._calls[id] = call["name"]
-                        yield ToolCall(id=id, tool=call["name"], args=shown(call["args"]))
-            elif isinstance(message, ToolMessage):
+                    self._calls[id] = call["name"]
+                    yield ToolCall(id=id, tool=call["name"], args=shown(call["args"]))
+            elif isinstance(message, ToolMessage) and message.tool_call_id in self._calls and self._is_new(message):
                 id = message.tool_call_id
-                if id in self._calls and id not in self._resulted:
-                    self._resulted.add(id)
-                    content: Any = shown(message.content)
-                    result = {"error": content} if message.status == "error" else content
-                    yield ToolResult(id=id, tool=self._calls[id], result=result)
+                content: Any = shown(message.content)
+                result = {"error": content} if message.status == "error" else content
+                yield ToolResult(id=id, tool=message.name or self._calls[id], result=result)
+
+    def _is_new(self, message: BaseMessage) -> bool:
+        """A subgraph's messages come again with those of its node, and then all of them have ids."""
+        if any(told is message or (told.id and told.id == message.id) for told in self._messages):
+            return False
+        self._messages.append(message)
+        return True
 
     def _checkpoint(self) -> Iterator[Checkpoint]:
         """After a round of tools, where a run that begins with these messages goes on as this one does."""
