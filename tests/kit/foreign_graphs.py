@@ -102,6 +102,8 @@ calling.add_edge(START, "call")
 calling.add_conditional_edges("call", tools_condition)
 calling.add_edge("tools", "call")
 calls = calling.compile()
+kept = InMemorySaver()
+calls_kept = calling.compile(checkpointer=kept)
 
 around = StateGraph(MessagesState)
 around.add_node("calls", calls)

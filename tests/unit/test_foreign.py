@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from datetime import date
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from broker.errors import Misconfigured
 from broker.events import Data, Event, Final, Reasoning, Token, ToolCall, ToolResult
 from broker.settings import Settings
+from tests.kit.foreign_graphs import kept
 from worker.agent import MAX_EVENT_BYTES, Checkpoint, Run
 from worker.agents import load
 from worker.agents.foreign.telling import answer_of, ending, joined, shown
@@ -220,3 +221,26 @@ async def test_each_call_of_a_tool_is_told_once_whatever_its_id(graph: str, ids:
         expected.append(ToolResult(id=id, tool="echo", result=str(n)))
     assert [event for event in told if isinstance(event, (ToolCall, ToolResult))] == expected
     assert told[-1].answer == "done"
+
+
+async def test_a_checkpointer_keeps_nothing_of_a_run_that_has_ended_or_was_left() -> None:
+    agent = load(Settings(agents=("mine=tests.kit.foreign_graphs:calls_kept",)))["mine"]
+    async for event in (told := cast("AsyncGenerator[Any, None]", agent(Run(request_id="left", query="a,b,c")))):
+        assert isinstance(event, ToolCall)
+        assert kept.storage, "a thread of its own, while it runs"
+        break
+    await told.aclose()
+    await told_by("tests.kit.foreign_graphs:calls_kept", "a,b,c")
+    assert not kept.storage and not kept.writes
+
+
+async def test_a_checkpointer_that_cannot_forget_a_run_ends_none_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuses(thread: str) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(kept, "adelete_thread", refuses)
+    assert (await told_by("tests.kit.foreign_graphs:calls_kept", "a"))[-1].answer == "done"
+    [record] = [record for record in caplog.records if "has not deleted the thread" in record.message]
+    assert record.__dict__["thread_id"] == "r-1"

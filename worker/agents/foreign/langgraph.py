@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_type_hints
 
@@ -17,6 +18,7 @@ from langchain_core.messages import (
     messages_from_dict,
     messages_to_dict,
 )
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.pregel import Pregel
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +34,8 @@ from worker.agents.states import Saver, restored
 from worker.models.model import ModelError, Usage
 from worker.models.parameters import BadParameter, refuse_unknown, whole
 from worker.models.raised import model_error
+
+logger = logging.getLogger(__name__)
 
 STEPS = 25
 """Of a graph that does not say its `recursion_limit`; the library's own default is no limit that a bill would feel."""
@@ -169,6 +173,19 @@ class _Walk:
             raise failure from error
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
+            await self._forget(thread)
+
+    async def _forget(self, thread: str) -> None:
+        """Nobody enters the thread again, and a run that is erased must not be left in it."""
+        if isinstance(saver := self._graph.checkpointer, BaseCheckpointSaver):
+            try:
+                await saver.adelete_thread(thread)
+            except Exception:  # NotImplementedError, where a saver has no such method
+                logger.warning(
+                    "a graph's checkpointer has not deleted the thread of a run: what the run said stays there",
+                    exc_info=True,
+                    extra={"request_id": self._run.request_id, "thread_id": thread},
+                )
 
     def stop(self) -> None:
         """To be called before `events` is closed."""
