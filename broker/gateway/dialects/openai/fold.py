@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from broker import sse
@@ -222,7 +223,7 @@ class Responses(SseConnection):
         told, wanted = "".join(texts), dumps(answer)[1:-1]
         if wanted.startswith(told):
             return self._grown(state, "message", at, wanted[len(told) :])
-        first = next((n for n in range(1, len(found)) if "".join(texts[n:]) == wanted), len(found))
+        first = _first_of(texts, wanted)
         events: list[Event] = []
         if first == len(found):
             state, events = _closed(state, "incomplete" if found[-1].kind == "message" else "completed")
@@ -236,6 +237,18 @@ class Responses(SseConnection):
 
     def _lifecycle(self, event_type: str, state: State) -> Event:
         return event_type, f'"response":{self.response(state)}'
+
+
+def _first_of(texts: Sequence[str], wanted: str) -> int:
+    """From which of the texts on they are `wanted`, together; their number where they are so from none on, or from 0.
+
+    By lengths: to join the texts from each place on would take a long run's gateway seconds.
+    """
+    starts = list(accumulate(map(len, texts), initial=0))
+    start = starts[-1] - len(wanted)
+    if not "".join(texts).endswith(wanted):
+        return len(texts)
+    return next((n for n in range(1, len(texts)) if starts[n] == start), len(texts))
 
 
 def _closed(state: State, status: Status) -> tuple[State, list[Event]]:
