@@ -22,7 +22,6 @@ from broker.ids import REQUEST_ID
 from broker.runs.record import Head, Record, Submission
 from broker.runs.store import Accepted
 
-_LOST = "The run was lost in a failover, or erased. Try again."
 _NOT_ENDED = "The run has not ended yet. Send the same again to go on waiting for it."
 
 
@@ -53,7 +52,7 @@ class Front:
         """Of a run that was accepted a moment ago. Raises Unavailable where it is gone already."""
         head = await self.runs.head(request_id)
         if head is None:
-            raise Unavailable(_LOST)
+            raise Unavailable("The run was lost in a failover, or erased. Try again.")
         return head
 
     async def visible(self, request_id: str, principal: Principal) -> Head:
@@ -111,13 +110,11 @@ class Front:
     async def ended(self, request: Request, principal: Principal, request_id: str, head: Head) -> Record:
         """The run when it has ended, for an answer that is held so long.
 
-        Raises Unavailable where an answer to this caller may take no longer, this gateway drains, or the run is gone.
+        Raises Unavailable where an answer to this caller may take no longer, or this gateway drains; RunNotFound where
+        the run is gone, since a client that tried again would start what somebody has erased.
         """
         await self.wait(request, request_id, head, self.seconds(principal))
-        try:
-            record = await self.runs.record(request_id)
-        except RunNotFound:
-            raise Unavailable(_LOST) from None
+        record = await self.runs.record(request_id)
         if record.finished_at_ms is None:
             raise Unavailable(_NOT_ENDED)
         return record

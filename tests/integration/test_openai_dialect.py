@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import signal
 from typing import Any
 
@@ -131,6 +132,20 @@ async def test_an_answer_is_held_as_long_as_a_stream_may_last(launch: Launcher) 
         assert (reply.status_code, problem["code"]) == (503, "unavailable"), reply.text
         assert reply.headers["Retry-After"] == "1"
         assert "Send the same again" in reply.text
+
+
+@pytest.mark.parametrize("path", [ROUTE, "/chat"])
+async def test_what_is_erased_while_its_answer_is_held_is_not_asked_again(alice: Client, path: str) -> None:
+    """A 503 would be tried again, and the erased question be run once more."""
+    query = f"erased {secrets.token_hex(4)}"
+    body = {"model": "echo", "agent": "echo", "input": query, "message": query, "parameters": {"pause": 20}}
+    held = asyncio.create_task(asyncio.to_thread(alice.post, path, json=body))
+    while not (mine := [run for run in alice.get("/api/v1/runs").json()["runs"] if run["status"] == "running"]):
+        await asyncio.sleep(0.05)
+    assert alice.delete(f"/api/v1/runs/{mine[0]['request_id']}").status_code == 204
+    reply = await held
+    problem = reply.json().get("error", reply.json())
+    assert (reply.status_code, problem["code"]) == (404, "run_not_found"), reply.text
 
 
 def test_a_session_may_be_named_but_not_two(alice: Client) -> None:

@@ -45,7 +45,7 @@ def routes(front: Front, prefix: str) -> list[Route]:
             path=prefix,
             endpoint=_Endpoint(front),
             summary="Ask an agent; the answer comes as it is made, or when it is complete",
-            answers={200: (ChatAnswer, EVENT_STREAM), 409: Problem},
+            answers={200: (ChatAnswer, EVENT_STREAM), 404: Problem, 409: Problem},
             body=MessageBody,
             parameters=("Idempotency-Key",),
         )
