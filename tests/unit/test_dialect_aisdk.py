@@ -27,9 +27,9 @@ from broker.events import (
 )
 from broker.fold import outcome
 from broker.gateway.dialects.aisdk.fold import AiSdk
-from broker.gateway.dialects.aisdk.known import Known
 from broker.gateway.dialects.aisdk.scribe import OPEN_CALL, VOID_CALL
 from broker.gateway.dialects.dialect import Frame
+from broker.gateway.dialects.known import Known
 from tests.kit import folds, ui_stream
 from tests.kit.logs import REQUEST_ID, TEXTS, log_of, logs, words
 from tests.kit.ui_stream import Chunk, chunks_of, message_of
@@ -463,12 +463,13 @@ def test_what_only_mentions_it_comes_as_it_is(value: Any) -> None:
 # -- the parts -------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.text(max_size=2), max_size=40))
-def test_a_set_that_grows_holds_what_was_added_and_leaves_the_old_ones_as_they_were(items: list[str]) -> None:
-    known, steps = Known(), [(Known(), set[str]())]
-    for item in items:
-        known = known.plus(item)
-        steps.append((known, steps[-1][1] | {item}))
+@given(st.lists(st.tuples(st.text(max_size=2), st.integers()), max_size=40))
+def test_a_map_that_grows_has_what_was_added_and_leaves_the_old_ones_as_they_were(items: list[tuple[str, int]]) -> None:
+    known, steps = Known(), [(Known(), dict[str, int]())]
+    for key, value in items:
+        known = known.plus(key, value)
+        steps.append((known, steps[-1][1] | {key: value}))
     for each, expected in steps:
-        assert all(each.holds(item) == (item in expected) for item in [*items, "not there"])
+        for key in [*(key for key, _ in items), "not there"]:
+            assert (each.holds(key), each.get(key)) == (key in expected, expected.get(key))
     assert len(known.parts) <= len(items).bit_length()

@@ -212,6 +212,26 @@ def test_a_call_that_is_made_again_has_another_call_id() -> None:
     assert [item["type"] for item in events[-1]["response"]["output"]] == ["function_call", "function_call_output"]
 
 
+def test_a_result_finds_its_call_however_far_back_that_is() -> None:
+    between = [entry(f"5-{n}", "reasoning" if n % 2 else "token", text="t") for n in range(3, 1500)]
+    call = entry("5-2", "tool_call", id="x", tool="f", args={})
+    events = events_of([*BEGUN, call, *between, entry("5-1500", "tool_result", id="x", tool="f", result="late")])
+    first, last = [event["item"] for event in events if "function_call" in event.get("item", {"type": ""})["type"]][
+        1::2
+    ]
+    assert (first["call_id"], last["output"]) == (last["call_id"], "late")
+
+
+def test_a_result_whose_call_was_taken_back_is_not_shown() -> None:
+    """Nor is it taken for that of an earlier call: of a name the last call that survives counts."""
+    calls = [entry(f"5-{n}", "tool_call", id=name, tool="f", args={}) for n, name in ((2, "x"), (3, "x"), (4, "y"))]
+    results = [entry(f"6-{n}", "tool_result", id=name, tool="f", result=name) for n, name in ((2, "x"), (3, "y"))]
+    log = [*BEGUN, *calls, attempt("6-1", "5-2", 2), *results, final("6-4")]
+    output = events_of(log)[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["function_call", "function_call_output"]
+    assert output[0]["call_id"] == output[1]["call_id"]
+
+
 def test_a_result_without_a_call_is_not_shown() -> None:
     log = [*BEGUN, entry("5-2", "tool_result", id="x", tool="f", result=1), final("5-3")]
     assert events_of(log)[-1]["response"]["output"] == []

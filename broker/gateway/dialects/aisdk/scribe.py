@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from broker.events import Entry, dumps
 from broker.gateway.dialects.aisdk.chunks import PART_KINDS, PartKind, Pen, harmless
-from broker.gateway.dialects.aisdk.known import Known
 from broker.gateway.dialects.aisdk.state import Beside, Rewind, State, backwards, open_calls, pieces_of
+from broker.gateway.dialects.known import Known
 from broker.gateway.dialects.shown import Shown
 from broker.ids import EventId
 

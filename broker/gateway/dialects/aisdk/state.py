@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from broker.gateway.dialects.aisdk.chunks import Part
-from broker.gateway.dialects.aisdk.known import Known
+from broker.gateway.dialects.known import Known
 from broker.gateway.dialects.shown import Shown
 from broker.ids import START, EventId
 

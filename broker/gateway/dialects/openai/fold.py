@@ -15,6 +15,7 @@ from typing import NamedTuple
 from broker import sse
 from broker.events import Entry, dumps
 from broker.gateway.dialects.dialect import Frame, SseConnection
+from broker.gateway.dialects.known import Known
 from broker.gateway.dialects.openai import items
 from broker.gateway.dialects.openai.items import Call, Event, Item, Kind, Status
 from broker.gateway.dialects.openai.response import End, Printer, Profile, error_json, usage_json
@@ -41,6 +42,8 @@ class State(NamedTuple):
     """The surviving items."""
     status: str = "queued"
     end: End | None = None
+    calls: Known = Known()
+    """The surviving ones, by what the agent calls them: the last of each name."""
 
 
 class Responses(SseConnection):
@@ -72,7 +75,8 @@ class Responses(SseConnection):
             return state, ()
         state, events = handler(state, entry)
         frames = _frames(state.sequence, events, entry.id)
-        return State(state.sequence + len(events), state.places, state.newest, state.status, state.end), frames
+        sequence = state.sequence + len(events)
+        return State(sequence, state.places, state.newest, state.status, state.end, state.calls), frames
 
     def ended(self, state: State) -> bool:
         return state.end is not None
@@ -111,7 +115,7 @@ class Responses(SseConnection):
         if kept is state.newest:
             return state, events
         _, closing = _closed(state, "incomplete")
-        state = state._replace(newest=kept)
+        state = state._replace(newest=kept, calls=items.calls(kept))
         events += closing
         if part is not None and part.text is not None:
             state, opening = self._opened(state, part.kind, entry.id)
@@ -141,7 +145,8 @@ class Responses(SseConnection):
         item = state.newest
         assert item is not None
         events.append(items.delta(item, text))
-        return State(state.sequence, state.places, item.grown(at, text), state.status, state.end), events
+        newest = item.grown(at, text)
+        return State(state.sequence, state.places, newest, state.status, state.end, state.calls), events
 
     def _opened(self, state: State, kind: Kind, at: EventId) -> tuple[State, list[Event]]:
         item = self._item(state, kind, at)
@@ -164,11 +169,12 @@ class Responses(SseConnection):
             name=dumps(data["tool"]),
             arguments=dumps(items.arguments(data)),
         )
+        state = state._replace(calls=state.calls.plus(call.agents_id, call))
         return self._whole(state, "function_call", entry.id, call)
 
     def _resulted(self, state: State, entry: Entry) -> tuple[State, list[Event]]:
         data = json.loads(entry.data)
-        called = items.call_of(state.newest, data["id"])
+        called: Call | None = state.calls.get(data["id"])
         if called is None:
             return state, []
         call = Call(agents_id=data["id"], id=called.id, output=dumps(items.output(data)))
@@ -207,7 +213,7 @@ class Responses(SseConnection):
 
     def _ended(self, state: State, events: list[Event], event_type: str, end: End) -> tuple[State, list[Event]]:
         state, closing = _closed(state, "completed" if end.status == "completed" else "incomplete")
-        state = state._replace(status=end.status, end=end)
+        state = state._replace(status=end.status, end=end, calls=Known())
         return state, [*events, *closing, self._lifecycle(event_type, state)]
 
     def _answered(self, state: State, at: EventId, answer: str | None) -> tuple[State, list[Event]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from broker.events import dumps
+from broker.gateway.dialects.known import Known
 from broker.ids import EventId
 
 Kind = Literal["message", "reasoning", "function_call", "function_call_output"]
@@ -17,9 +18,6 @@ Event = tuple[str, str]
 """A type, and the members of its JSON object after `type` and `sequence_number`."""
 
 _NOTHING = '""'
-
-MOST_STEPS_BACK = 1000
-"""So far back, in items, a result finds its call."""
 
 
 class Text(NamedTuple):
@@ -110,15 +108,11 @@ def cut(newest: Item | None, resume_from: EventId) -> tuple[Item | None, Item | 
     return newest, None
 
 
-def call_of(newest: Item | None, agents_id: str) -> Call | None:
-    """The last call that the agent has named so."""
-    for _ in range(MOST_STEPS_BACK):
-        if newest is None:
-            return None
-        if newest.kind == "function_call" and newest.call is not None and newest.call.agents_id == agents_id:
-            return newest.call
-        newest = newest.before
-    return None
+def calls(newest: Item | None) -> Known:
+    """The surviving ones, by what the agent calls them."""
+    return Known(
+        ({item.call.agents_id: item.call for item in surviving(newest) if item.kind == "function_call" and item.call},)
+    )
 
 
 def text_json(item: Item) -> str:
