@@ -24,6 +24,7 @@ from worker.processes.pool import Pool
 from worker.reaper import Reaper
 from worker.runner import Runner
 from worker.tasks import guard
+from worker.threads import Threads
 from worker.watchdog import Keeper, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         guard(loop)
+        loop.set_default_executor(Threads("call of an agent"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         self._watchdog.start()

@@ -104,6 +104,13 @@ def test_an_agent_is_told_the_history_of_its_session(stage: Stage) -> None:
     ]
 
 
+def test_calls_that_block_do_not_wait_for_one_another(stage: Stage, service: Service, alice: Client) -> None:
+    """In the worker and in a process of its own: asyncio's own executor has 32 threads at most."""
+    for client in (stage.client, alice):
+        run = client.finished(client.submit("q", agent="together", parameters={"count": 60}))
+        assert (run["answer"], run["error"]) == ("60 at once", None)
+
+
 def test_a_question_that_cannot_be_asked_is_the_agents_failure(stage: Stage) -> None:
     stage.client.finished(stage.client.submit("before", agent="echo", session_id="asked"))
     request_id = stage.client.submit("q", agent="recalls", session_id="asked", parameters={"tokens": "many"})

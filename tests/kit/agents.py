@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -182,6 +183,14 @@ async def quiet(run: Run) -> Events:
         await asyncio.sleep(run.parameters["pause"])
         yield Token(text=f"{n} ")
     await asyncio.sleep(run.parameters["pause"])
+
+
+async def together(run: Run) -> Events:
+    """Ends when `count` calls block at once, each in a thread."""
+    count = run.parameters["count"]
+    meeting = threading.Barrier(count)
+    await asyncio.gather(*(asyncio.to_thread(meeting.wait, 10) for _ in range(count)))
+    yield Final(answer=f"{count} at once")
 
 
 async def about(run: Run) -> Events:

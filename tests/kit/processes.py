@@ -51,6 +51,7 @@ AGENTS = (
     "varied",
     "quiet",
     "about",
+    "together",
     "recalls",
     "misbehaves",
     "coroutine",

@@ -24,12 +24,11 @@ from broker.errors import Misconfigured
 from broker.events import ToolCall, ToolResult, dumps
 from broker.settings import Settings
 from tests.kit.waiting import until
-from worker import Run, tool
+from worker import Run, threads, tool
 from worker.agent import MAX_EVENT_BYTES
 from worker.agents.search import make_search
 from worker.models.model import Call
 from worker.tools import registry
-from worker.tools import threads as threads_module
 from worker.tools.registry import Tools, load_tools
 from worker.tools.result import MAX_RESULT_BYTES, BadResult, cut, make_result
 from worker.tools.tool import BadArguments, BadTool, Tool, make_tool
@@ -373,7 +372,7 @@ async def test_a_coroutine_that_does_not_end_is_left_behind(
 async def test_threads_that_hang_hold_neither_the_event_loops_own_nor_more_than_their_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads_module, "MOST_THREADS", 40)
+    monkeypatch.setattr(threads, "MOST_THREADS", 40)
     go = threading.Event()
     made = of(lambda: go.wait(30), name="blocks", timeout=0.3)
     tools = Tools([made])

@@ -46,6 +46,7 @@ from worker.processes.messages import (
     Yielded,
 )
 from worker.tasks import guard
+from worker.threads import Threads
 from worker.watchdog import Watchdog, Work, current
 
 logger = logging.getLogger(__name__)
@@ -197,14 +198,14 @@ class Child:
 
 
 async def _execute(sock: Socket, agents: dict[str, Agent]) -> None:
-    guard(asyncio.get_running_loop())
+    turning = asyncio.get_running_loop()
+    guard(turning)
+    turning.set_default_executor(Threads("call of an agent"))
     gone = asyncio.Event()
     child = Child(agents, sock.send)
     watchdog = Watchdog()
     watchdog.start()
-    reading = threading.Thread(
-        target=_read, args=(sock, asyncio.get_running_loop(), child.handle, gone.set), name="reading", daemon=True
-    )
+    reading = threading.Thread(target=_read, args=(sock, turning, child.handle, gone.set), name="reading", daemon=True)
     reading.start()
     sock.send(Ready(tuple(agents)))
     await gone.wait()

@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from broker.errors import Misconfigured
@@ -13,8 +15,8 @@ from broker.settings import Settings
 from worker.agent import Run
 from worker.loading import load_module
 from worker.models.model import Call, ToolSpec
+from worker.threads import Threads
 from worker.tools.result import BadResult, Result, failure, make_result
-from worker.tools.threads import Threads
 from worker.tools.tool import BadArguments, BadTool, Tool, is_marked, make_tool
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ class Tools:
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
-        self._threads = Threads()
+        self._threads = Threads("tool of a worker")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +75,8 @@ class Tools:
         try:
             if tool.asynchronous:
                 return await tool.function(**arguments)
-            returned = await self._threads.run(tool.function, **arguments)
+            blocking = partial(copy_context().run, partial(tool.function, **arguments))
+            returned = await asyncio.get_running_loop().run_in_executor(self._threads, blocking)
             return await returned if inspect.isawaitable(returned) else returned
         except (Exception, asyncio.CancelledError):
             raise
