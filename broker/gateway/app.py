@@ -22,7 +22,7 @@ from broker.gateway.dialects import table
 from broker.gateway.front import Front
 from broker.gateway.hub import Hub
 from broker.gateway.operations import Operations
-from broker.gateway.problems import on_http_exception, on_unexpected
+from broker.gateway.problems import http_exception_handler, on_unexpected
 from broker.gateway.routes import Gateway, Route
 from broker.gateway.tickets import Tickets
 from broker.ids import Owner
@@ -84,7 +84,7 @@ def make_app(settings: Settings) -> Access:
         routes=_starlette_routes(gateway, routes),
         middleware=[_cors(settings.cors_origins)] if settings.cors_origins else [],
         exception_handlers={
-            HTTPException: on_http_exception,
+            HTTPException: http_exception_handler(table.problem_shapes(Front(gateway))),
             Exception: on_unexpected,
         },
         lifespan=lifespan,

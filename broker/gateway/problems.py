@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from broker import errors
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+HTTPExceptionHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 STATUS: dict[type[errors.BrokerError], int] = {
     errors.BadRequest: 400,
@@ -59,20 +61,35 @@ def error_headers(status: int) -> dict[str, str]:
     return headers
 
 
-_CODES = {404: "not_found", 405: "method_not_allowed"}
-_DETAILS = {
-    404: "There is nothing at this path. GET /openapi.json lists the routes.",
-    405: "This path does not take this method; the Allow header names those that it takes.",
-}
+class PathNotFound(errors.BrokerError):
+    """There is nothing at this path. GET /openapi.json lists the routes."""
+
+    code = "not_found"
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: unknown paths and methods."""
-    assert isinstance(error, HTTPException)
-    status = error.status_code
-    code = _CODES.get(status, HTTPStatus(status).phrase.lower().replace(" ", "_"))
-    body = problem_bytes(status, code, HTTPStatus(status).phrase, _DETAILS.get(status, error.detail))
-    return Response(body, status, dict(error.headers or {}), MEDIA_TYPE)
+class MethodNotAllowed(errors.BrokerError):
+    """This path does not take this method; the Allow header names those that it takes."""
+
+    code = "method_not_allowed"
+
+
+STATUS |= {PathNotFound: 404, MethodNotAllowed: 405}
+
+
+def http_exception_handler(shapes: Mapping[str, Callable[[errors.BrokerError], Response]]) -> HTTPExceptionHandler:
+    """For Starlette's own: unknown paths and methods. `shapes` is how errors are told below a path's beginning; where
+    several have it, the longest counts, and elsewhere they are problem documents."""
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"]
+        above = [prefix for prefix in shapes if f"{path}/".startswith(f"{prefix}/")]
+        tell = shapes[max(above, key=len)] if above else problem
+        response = tell(MethodNotAllowed() if error.status_code == 405 else PathNotFound())
+        response.headers.update(error.headers or {})
+        return response
+
+    return on_http_exception
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:

@@ -105,6 +105,25 @@ def test_a_wrong_method_is_told_all_that_the_path_takes(service: Service, path: 
         assert set(re.split(r",\s*", reply.header("allow") or "")) == takes
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1", 404, "not_found"),
+        ("POST", "/v1/chat/completions", 404, "not_found"),
+        ("GET", "/v1/responses", 405, "method_not_allowed"),
+    ],
+)
+def test_below_the_path_of_openai_errors_have_its_shape_where_no_route_is_too(
+    service: Service, method: str, path: str, status: int, code: str
+) -> None:
+    reply = raw.ask(service.gateways[0].url, method, path)
+    error = reply.json["error"]
+    assert (reply.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert error["message"]
+    assert reply.header("content-type") == "application/json"
+    assert (reply.header("allow") is not None) == (status == 405)
+
+
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_every_reply_names_its_request(service: Service, method: str) -> None:
     seen = {

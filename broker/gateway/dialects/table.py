@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from broker.errors import Misconfigured
+from starlette.responses import Response
+
+from broker.errors import BrokerError, Misconfigured
 from broker.gateway import api
 from broker.gateway.dialects.agent import routes as agent
 from broker.gateway.dialects.aisdk import routes as aisdk
@@ -40,6 +42,12 @@ def mounted(front: Front) -> list[Route]:
     """The routes of every dialect that is on. Raises Misconfigured."""
     prefixes = _prefixes(front.settings.dialects)
     return [route for name, prefix in prefixes.items() for route in DIALECTS[name].routes(front, prefix)]
+
+
+def problem_shapes(front: Front) -> dict[str, Callable[[BrokerError], Response]]:
+    """By prefix, how the clients of the dialect that is there are told of an error."""
+    prefixes = _prefixes(front.settings.dialects)
+    return {prefix: DIALECTS[name].routes(front, prefix)[0].problem for name, prefix in prefixes.items()}
 
 
 def _prefixes(wanted: tuple[str, ...]) -> dict[str, str]:
