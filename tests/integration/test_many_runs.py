@@ -402,6 +402,36 @@ async def test_a_run_of_a_session_that_is_erased_is_gone_and_does_not_come_again
         assert {run_of(event) for event in fresh.events} == {second}
 
 
+async def test_idle_streams_of_a_session_cost_as_many_commands_as_one(place: Place, scribe: Scribe) -> None:
+    """By Redis' count of looks; each of the streams has what is submitted, and after the last one nobody looks."""
+
+    async def looks() -> int:
+        stats = await scribe.redis.info("commandstats")
+        return int(stats.get("cmdstat_zrangebyscore", {"calls": 0})["calls"])
+
+    await submitted(place, "popular", "old")
+    floors = ["0", "1", str(await scribe.now_ms())] * 5
+    await asyncio.sleep(0.01)
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(streaming(place, path_of(session_id="popular", last_event_id=floor)))
+            for floor in floors
+        ]
+        new = await submitted(place, "popular", "new")
+        for stream in streams:
+            await stream.until(lambda stream=stream: new in map(run_of, stream.events))  # type: ignore[misc]
+        before, since = await looks(), await scribe.now_ms()
+        await asyncio.sleep(2)
+        count, pauses = await looks() - before, (await scribe.now_ms() - since) / (HEARTBEAT / 8 * 1000)
+        assert 0 < count <= 1.5 * pauses + 2, f"one stream has {pauses:.0f} at most"
+    async with asyncio.timeout(15):
+        while True:
+            before = await looks()
+            await asyncio.sleep(4 * HEARTBEAT / 8)
+            if await looks() == before:
+                break
+
+
 async def test_runs_of_a_session_that_wait_for_room_are_watched_at_each_heartbeat(place: Place, scribe: Scribe) -> None:
     """More of them than one look at the session's index brings; but not those that the client does not wait for."""
 

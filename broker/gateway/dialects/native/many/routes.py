@@ -12,6 +12,7 @@ from broker.gateway import api, requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite
+from broker.gateway.dialects.native.many.lookout import Lookouts
 from broker.gateway.dialects.native.many.multiplexer import Multiplexer, Source
 from broker.gateway.dialects.native.many.sources import Listed, OfSession
 from broker.gateway.front import Front, sees
@@ -29,6 +30,7 @@ class ManyRuns:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._lookouts = Lookouts(front.runs.session_above)
 
     def routes(self) -> list[Route]:
         return [
@@ -79,6 +81,7 @@ class ManyRuns:
             heads,
             [name for name in begun if name not in heads],
             runs=self._front.runs,
+            lookouts=self._lookouts,
             watched=self._front.watched,
             owner=principal.owner,
             session_id=session_id,

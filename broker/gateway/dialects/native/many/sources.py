@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 
 from broker.errors import Unavailable
-from broker.gateway.dialects.native.many.cursor import MAX_RUNS, Composite, Places
+from broker.gateway.dialects.native.many.cursor import Composite, Places
+from broker.gateway.dialects.native.many.lookout import LOOK_ROWS, Look, Lookout, Lookouts
 from broker.gateway.dialects.native.many.multiplexer import Multiplexer
 from broker.gateway.dialects.native.many.progress import Progress
 from broker.ids import EventId, Owner
 from broker.runs.record import Head
 from broker.runs.store import Runs
 
-_LOOK_ROWS = 2 * MAX_RUNS
 _WATCH_PAGES = 100
 """A session's runs that wait are watched as well: so many looks further on."""
 
@@ -44,6 +44,7 @@ class OfSession:
         missing: Collection[str],
         *,
         runs: Runs,
+        lookouts: Lookouts,
         watched: Watched,
         owner: Owner,
         session_id: str,
@@ -51,6 +52,7 @@ class OfSession:
         self.places = Progress(cursor)
         self._begin = partial(_begin, positions=cursor.positions, heads=heads, missing=missing)
         self._runs = runs
+        self._lookouts = lookouts
         self._watched = watched
         self._owner = owner
         self._session_id = session_id
@@ -58,32 +60,33 @@ class OfSession:
     async def begin(self, multiplexer: Multiplexer) -> None:
         """For ever."""
         self._begin(multiplexer)
-        loop, watch_at = asyncio.get_running_loop(), 0.0
+        with self._lookouts.of(self._owner, self._session_id, multiplexer.pause) as lookout:
+            await self._look(lookout, multiplexer)
+
+    async def _look(self, lookout: Lookout, multiplexer: Multiplexer) -> None:
+        loop, watch_at, first = asyncio.get_running_loop(), 0.0, True
         while True:
+            asked, first = lookout.above(self.places.floor, at_once=first), False
             with contextlib.suppress(Unavailable):  # what is under way goes on, and the next look may tell more
-                await self._look(multiplexer)
+                await self._take(await asked, multiplexer)
                 if self.places.crowded and loop.time() >= watch_at:
                     await self._watch_waiting()
                     watch_at = loop.time() + multiplexer.heartbeat
-            await asyncio.sleep(multiplexer.pause)
 
-    async def _look(self, multiplexer: Multiplexer) -> None:
+    async def _take(self, look: Look, multiplexer: Multiplexer) -> None:
         progress = self.places
-        rows, complete, now_ms = await self._runs.session_above(
-            self._owner, self._session_id, progress.floor, limit=_LOOK_ROWS
-        )
-        fresh = progress.look(rows, complete=complete, now_ms=now_ms)
+        fresh = progress.look(look.rows, complete=look.complete, now_ms=look.now_ms)
         for request_id, head in zip(fresh, await self._runs.heads(fresh), strict=True):
             if head is not None:
                 await self._begin_new(multiplexer, request_id, head)
-            elif progress.never_came(request_id, now_ms):
+            elif progress.never_came(request_id, look.now_ms):
                 progress.over(request_id)
 
     async def _watch_waiting(self) -> None:
         """Lest `cancel_if_unwatched` cancels runs that have no room yet, under the client that waits for them."""
         floor = self.places.floor
         for _ in range(_WATCH_PAGES):
-            rows, complete, _ = await self._runs.session_above(self._owner, self._session_id, floor, limit=_LOOK_ROWS)
+            rows, complete, _ = await self._runs.session_above(self._owner, self._session_id, floor, limit=LOOK_ROWS)
             names = self.places.waiting(rows)
             heads = zip(names, await self._runs.heads(names), strict=True)
             counted = [name for name, head in heads if head and head.cancel_if_unwatched and not head.finished]
