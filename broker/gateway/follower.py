@@ -44,10 +44,10 @@ class Follower:
             if reader.ending is not None:
                 return reader.ending
             if channel.gone:
-                reader.write_bytes(view.dialect.gone())
+                reader.write_bytes(view.dialect.gone(reader.state))
                 return End.FINISHED
             if reader.lost:
-                reader.write_bytes(view.dialect.lost())
+                reader.write_bytes(view.dialect.lost(reader.state))
                 return End.FINISHED
             if view.dialect.ended(reader.folded.state):
                 if reader.after is None or not view.dialect.exact:
@@ -168,7 +168,7 @@ class Follower:
     def _lost(self, reader: Reader) -> None:
         """The log does not have what the cursor names."""
         if reader.view.dialect.seekable:
-            reader.write_bytes(reader.view.dialect.lost())
+            reader.write_bytes(reader.view.dialect.lost(reader.state))
             reader.position = START
         else:
             reader.lost = True

@@ -116,6 +116,7 @@ class Reader(Sleeper):
 
     __slots__ = (
         "_ending",
+        "_had",
         "after",
         "cut_at",
         "folded",
@@ -153,6 +154,8 @@ class Reader(Sleeper):
         self.turn: contextlib.AbstractAsyncContextManager[object] = _NO_TURN
         """To be held with a page of the log, where several readers share a connection."""
         self._ending: End | None = None
+        self._had = view.dialect.start
+        """The fold's state where the client was when the log was found rolled back."""
 
     @property
     def ending(self) -> End | None:
@@ -178,6 +181,11 @@ class Reader(Sleeper):
         return part.data[ends[known - 1] if known else 0 :] if not self.lost else b""
 
     @property
+    def state(self) -> Any:
+        """Of the fold, where the client stands; the start where that is not known."""
+        return self.folded.state if self.after is None else self._had
+
+    @property
     def can_be_lost(self) -> bool:
         """Whether what the client has may turn out not to be in the log."""
         return self.view.dialect.seekable or self.view.dialect.exact or self.shown is not None
@@ -192,7 +200,8 @@ class Reader(Sleeper):
         """The log may have been rolled back: what was folded of it may not be in it."""
         if self.view.dialect.seekable or self.position == START:
             return
-        self.after = self.folded.seen if self.after is None else self.after
+        if self.after is None:
+            self.after, self._had = self.folded.seen, self.folded.state
         self.shown = max(self.shown or START, self.position)
         self.position, self.folded = START, Folded(self.view.dialect.start, None)
 

@@ -132,5 +132,5 @@ def test_what_is_sent_beside_frames_is_seen_by_no_client(dialect: Dialect) -> No
 
 @each_dialect
 def test_a_run_that_is_gone_and_a_cursor_that_is_lost_are_told(dialect: Dialect) -> None:
-    for told in (dialect.gone(), dialect.lost()):
+    for told in (dialect.gone(dialect.start), dialect.lost(dialect.start)):
         assert sse.parse(told) and told.endswith(b"\n\n")

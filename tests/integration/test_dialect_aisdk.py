@@ -275,7 +275,7 @@ async def test_an_erased_run_ends_its_streams_with_an_error(scribe: Scribe, chat
     with Client(chat.url, subject) as client:
         assert client.delete(run.path).status_code == 204
     assert await stream.ended() == "finished"
-    assert [chunk["type"] for chunk in chunks_of(stream)[-2:]] == ["error", "finish"]
+    assert [chunk["type"] for chunk in chunks_of(stream)[-3:]] == ["text-end", "error", "finish"]
     assert is_done(stream)
     assert (await chat.resume()).status == 204
 

@@ -206,7 +206,7 @@ def test_a_redirect_does_not_get_the_token(kind: type[AnyClient]) -> None:
 
 def test_a_run_that_is_gone_is_not_found(kind: type[AnyClient]) -> None:
     with pytest.raises(RunNotFound):
-        read(kind, [chunked(frames(LOG[:3]) + NATIVE.gone())])
+        read(kind, [chunked(frames(LOG[:3]) + NATIVE.gone(NATIVE.start))])
 
 
 def test_where_nothing_listens_it_is_told_soon(kind: type[AnyClient]) -> None:

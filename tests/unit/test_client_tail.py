@@ -252,7 +252,7 @@ def test_a_run_that_is_gone_is_not_found() -> None:
     connect(reading)
     seen = []
     with pytest.raises(RunNotFound):
-        for received in reading.feed(body(LOG[:3]) + Native(RID, long_ids=False).gone()):
+        for received in reading.feed(body(LOG[:3]) + Native(RID, long_ids=False).gone(None)):
             seen.append(received)
     assert as_entries(seen) == LOG[:3]
 

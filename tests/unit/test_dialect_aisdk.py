@@ -28,6 +28,7 @@ from broker.events import (
 from broker.fold import outcome
 from broker.gateway.dialects.aisdk.fold import AiSdk
 from broker.gateway.dialects.aisdk.scribe import OPEN_CALL, VOID_CALL
+from broker.gateway.dialects.aisdk.state import State
 from broker.gateway.dialects.dialect import Frame
 from broker.gateway.dialects.known import Known
 from tests.kit import folds, ui_stream
@@ -291,8 +292,18 @@ def test_a_cancelled_run_is_aborted_without_a_reason() -> None:
 
 
 def test_a_run_that_is_gone_and_a_place_that_is_lost_are_an_error_and_an_end() -> None:
-    for body in (dialect().gone(), dialect().lost()):
+    for body in (dialect().gone(State()), dialect().lost(State())):
         assert [chunk["type"] for chunk in chunks_of(body)] == ["error", "finish"]
+
+
+@given(LOGS.filter(lambda log: not log[-1].terminal), RESETS)
+def test_what_is_open_gets_its_end_where_the_run_goes_or_the_place_is_lost(log: list[Entry], reset_step: bool) -> None:
+    """A part without an end is `streaming` for ever, and a call without a result at work."""
+    state, frames = folds.folded(dialect(reset_step), log)
+    for broken in (dialect(reset_step).gone(state), dialect(reset_step).lost(state)):
+        seen = message_of(chunks_of(b"".join(frame.data for frame in frames) + broken))
+        assert seen.finished and seen.error
+        assert all(part.value.keys() & {"output", "error"} for part in seen.parts if part.kind.startswith("tool-"))
 
 
 # -- rewinds ---------------------------------------------------------------------------------------------------

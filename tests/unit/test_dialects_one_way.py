@@ -446,7 +446,7 @@ def test_a_dialect_has_words_for_what_is_not_in_the_log(name: str) -> None:
         numbered = name in ("agent", "prompt")
         assert said.endswith(b"\n\n") != numbered, "a blank line ends a block: an empty event where there are ids"
         assert said.startswith(b"retry: 1500\n" if numbered and b"retry" in said else b": ")
-    for said, code in ((dialect.gone(), "gone"), (dialect.lost(), "cursor_lost")):
+    for said, code in ((dialect.gone(dialect.start), "gone"), (dialect.lost(dialect.start), "cursor_lost")):
         events = sse.parse(said)
         assert events[0].json["code"] == code
         assert len(events) == 1 + (name == "prompt")
@@ -454,6 +454,6 @@ def test_a_dialect_has_words_for_what_is_not_in_the_log(name: str) -> None:
 
 def test_who_was_told_that_the_cursor_is_lost_has_another_one_afterwards() -> None:
     """An EventSource would come again with the old one for ever."""
-    assert sse.parse(DIALECTS["agent"]().lost())[-1].id == "999999999999999"
-    assert sse.parse(DIALECTS["prompt"]().lost())[-1].id == f"{REQUEST_ID}/0-0.1"
+    assert sse.parse(DIALECTS["agent"]().lost(None))[-1].id == "999999999999999"
+    assert sse.parse(DIALECTS["prompt"]().lost(None))[-1].id == f"{REQUEST_ID}/0-0.1"
     assert Place.parse("0-0.1") < Place(0, 1)

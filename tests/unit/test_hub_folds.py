@@ -69,11 +69,11 @@ class Counting:
     def heartbeat(self, text: str) -> bytes:
         return sse.comment(text)
 
-    def gone(self) -> bytes:
-        return b"data: gone\n\n"
+    def gone(self, state: Count) -> bytes:
+        return b"data: gone at %d\n\n" % state.text
 
-    def lost(self) -> bytes:
-        return b"data: lost\n\n"
+    def lost(self, state: Count) -> bytes:
+        return b"data: lost at %d\n\n" % state.text
 
     def closing(self, retry_ms: int) -> bytes:
         return b""
@@ -185,7 +185,7 @@ async def test_a_cursor_that_the_positions_jump_over_is_lost(
         streams = [await gateway.open(lease.request_id, dialect, after=7) for dialect in (exact, other)]
     for stream in streams:
         assert await stream.end() is End.FINISHED
-    assert frames(streams[0]) == b"data: lost\n\n"
+    assert frames(streams[0]).startswith(b"data: lost at ")
     assert frames(streams[1]) == await expected(redis, lease.request_id, 7)
 
 
@@ -199,7 +199,7 @@ async def test_a_cursor_beyond_the_end_of_a_run_is_lost_only_where_it_must_be_ex
     exact = await gateway.open(lease.request_id, Counting(exact=True), after=99)
     inexact = await gateway.open(lease.request_id, other, after=99)
     assert await exact.end() is await inexact.end() is End.FINISHED
-    assert (frames(exact), frames(inexact)) == (b"data: lost\n\n", b"")
+    assert (frames(exact), frames(inexact)) == (b"data: lost at 0\n\n", b"")
 
 
 async def test_what_a_failover_took_is_waited_for_and_goes_on_after_its_repair(
@@ -231,7 +231,7 @@ async def test_what_a_failover_took_for_ever_ends_the_stream_of_who_has_it(
     again = await claim(scripts, lease.request_id, 2)
     await append(scripts, again, 2, *words("other"), FINAL)
     assert await has_it.end() is End.FINISHED
-    assert frames(has_it) == before + b"data: lost\n\n"
+    assert frames(has_it) == before + b"data: lost at 6\n\n", "where the client stands, and not where the fold is now"
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDS if name != "native"])
@@ -249,7 +249,7 @@ async def test_a_client_that_cannot_take_back_what_a_failover_took_is_told(
     again = await claim(scripts, lease.request_id, 2)
     await append(scripts, again, 2, *words("aa", "b", "other"), FINAL)
     assert await stream.end() is End.FINISHED
-    assert stream.connection.data().endswith(dialect.lost())
+    assert stream.connection.data().endswith(dialect.lost(dialect.start))
     assert b"other" not in stream.connection.data()
 
 
@@ -309,9 +309,11 @@ async def test_a_client_that_reads_slowly_falls_behind_the_ring_and_gets_everyth
 async def test_an_erased_run_ends_its_streams(redis: Redis, scripts: Scripts, gateway: Gateway) -> None:
     lease = await running(scripts)
     stream = await gateway.open(lease.request_id, Counting())
+    await append(scripts, lease, 2, *words("aa", "b"))
+    await until(lambda: frames(stream).count(b"\n\n") == 4)
     await redis.delete(keys.run(lease.request_id), keys.log(lease.request_id))
     assert await stream.end() is End.FINISHED
-    assert frames(stream).endswith(b"data: gone\n\n")
+    assert frames(stream).endswith(b"data: gone at 3\n\n")
 
 
 class Failing(Counting):

@@ -65,7 +65,7 @@ def test_a_text_in_a_frame_is_read_as_it_was_written(texts: list[str], long_ids:
 
 
 def test_a_run_that_is_gone_is_told_without_an_id() -> None:
-    [event] = sse.parse(Native(RID, long_ids=False).gone())
+    [event] = sse.parse(Native(RID, long_ids=False).gone(None))
     assert (event.id, event.type, event.json["code"]) == ("", "error", "gone")
 
 

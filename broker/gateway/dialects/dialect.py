@@ -58,12 +58,13 @@ class Dialect(Protocol):
     def heartbeat(self, text: str) -> bytes:
         """What keeps an idle connection alive; no client sees an event."""
 
-    def gone(self) -> bytes:
-        """The run is no longer there: the end of a stream."""
+    def gone(self, state: Any) -> bytes:
+        """The run is no longer there: the end of a stream. `state` is where the client stands, or the start where that
+        is not known."""
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         """The log does not know the client's cursor. The whole log follows where the dialect is `seekable`; elsewhere
-        this is the end of the stream."""
+        this is the end of the stream. `state` as in `gone`."""
 
     def closing(self, retry_ms: int) -> bytes:
         """The last bytes of a connection that is cut before the end."""

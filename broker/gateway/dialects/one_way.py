@@ -71,10 +71,10 @@ class OneWay(ABC):
     def heartbeat(self, text: str) -> bytes:
         return sse.comment(text) + b"\n"
 
-    def gone(self) -> bytes:
+    def gone(self, state: Any) -> bytes:
         return self._unplaced(GONE)
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         return self._unplaced(LOST)
 
     def closing(self, retry_ms: int) -> bytes:

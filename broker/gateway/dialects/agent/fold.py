@@ -69,11 +69,11 @@ class Agent(SseConnection):
     def ended(self, state: Counted) -> bool:
         return state.told.over
 
-    def gone(self) -> bytes:
+    def gone(self, state: Any) -> bytes:
         """Without an id: it is no part of the log."""
         kind, value = self._event(GONE, 0)
         return sse.frame(kind, dumps(value))
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         kind, value = self._event(LOST, 0)
         return sse.frame(kind, dumps(value), str(TOLD_LOST))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from broker.events import Entry
 from broker.gateway.dialects.aisdk.chunks import loose
 from broker.gateway.dialects.aisdk.scribe import Scribe
-from broker.gateway.dialects.aisdk.state import State
+from broker.gateway.dialects.aisdk.state import State, open_calls
 from broker.gateway.dialects.dialect import Frame, SseConnection
 
 _GONE = "This run no longer exists."
@@ -43,8 +43,15 @@ class AiSdk(SseConnection):
     def ended(self, state: State) -> bool:
         return state.ended
 
-    def gone(self) -> bytes:
-        return loose({"type": "error", "errorText": _GONE}, {"type": "finish"})
+    def gone(self, state: State) -> bytes:
+        return _broken(state, _GONE)
 
-    def lost(self) -> bytes:
-        return loose({"type": "error", "errorText": _LOST}, {"type": "finish"})
+    def lost(self, state: State) -> bytes:
+        return _broken(state, _LOST)
+
+
+def _broken(state: State, why: str) -> bytes:
+    """An error as the end, in which nothing is left open: a part without its end stays `streaming` for ever."""
+    ends = [{"type": f"{state.part.kind}-end", "id": state.part.id}] if state.part is not None else []
+    calls = [{"type": "tool-output-error", "toolCallId": call, "errorText": why} for call in open_calls(state.beside)]
+    return loose(*ends, *calls, {"type": "error", "errorText": why}, {"type": "finish"})

@@ -37,10 +37,10 @@ class Native(SseConnection):
         """The log itself tells."""
         return False
 
-    def gone(self) -> bytes:
+    def gone(self, state: Any) -> bytes:
         """Without an id: it is not an event of the log, and the client's cursor stays."""
         return sse.frame("error", GONE)
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         """Start again (PROTOCOL 6.5). Its id is the cursor that means so."""
         return sse.frame("attempt", _LOST, f"{self._prefix}{START}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from broker import sse
 from broker.events import Entry, dumps
@@ -89,10 +89,10 @@ class Responses(SseConnection):
         """Of the call that the event tells of."""
         return self._id("call", event_id)
 
-    def gone(self) -> bytes:
+    def gone(self, state: Any) -> bytes:
         return _broken("run_not_found", "This response no longer exists.")
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         return _broken(
             "cursor_lost",
             "What was streamed was lost in a failover. Retrieve the response, or its stream from the start.",

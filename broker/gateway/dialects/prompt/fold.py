@@ -50,5 +50,5 @@ class Prompt(SseConnection, OneWay):
     def frame(self, data: str, place: Place | None) -> bytes:
         return sse.unnamed(data, f"{self._request_id}/{place}" if place else "")
 
-    def lost(self) -> bytes:
+    def lost(self, state: Any) -> bytes:
         return b"".join(self.frame(dumps(each), TOLD_LOST) for each in self.objects(LOST, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from broker import sse
 from broker.gateway.dialects.native import fold
 from broker.gateway.dialects.native.many.cursor import GONE
@@ -18,6 +20,6 @@ class NativeOfMany(fold.Native):
     def heartbeat(self, text: str) -> bytes:
         return sse.comment(f"{self._request_id} {text}")
 
-    def gone(self) -> bytes:
+    def gone(self, state: Any) -> bytes:
         """The cursor says that the client knows, so that it is not told again."""
         return sse.frame("error", fold.GONE, f"{self._request_id}/{GONE}")

@@ -111,7 +111,7 @@ class Multiplexer(Sleeper):
 
     def gone(self, request_id: str) -> None:
         """The client is told that the run is not there any more."""
-        self.write(request_id, NativeOfMany(request_id).gone())
+        self.write(request_id, NativeOfMany(request_id).gone(None))
         self._source.places.over(request_id)
 
     async def _follow_part(self, part: Part, head: Head, after: EventId | None) -> None:
