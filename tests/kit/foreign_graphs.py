@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, TypedDict
 
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
@@ -150,3 +151,35 @@ aside = StateGraph(Other)
 aside.add_node("nothing", lambda state: state)
 aside.add_edge(START, "nothing")
 nowhere = aside.compile()
+
+
+def speaks(text: str) -> FakeListChatModel:
+    """A letter at a time, so that others speak meanwhile."""
+    return FakeListChatModel(responses=[text], sleep=0.01)
+
+
+async def left(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [await speaks("left answer").ainvoke(state["messages"])]}
+
+
+async def right(state: MessagesState) -> dict[str, Any]:
+    return {"messages": [await speaks("right one").ainvoke(state["messages"])]}
+
+
+async def breaks_off(state: MessagesState) -> dict[str, Any]:
+    async for _ in (stream := speaks("left answer").astream(state["messages"])):
+        break
+    await stream.aclose()  # type: ignore[attr-defined]
+    return {"messages": []}
+
+
+def branches(*nodes: Any) -> Any:
+    parallel = StateGraph(MessagesState)
+    for node in nodes:
+        parallel.add_node(node.__name__, node)
+        parallel.add_edge(START, node.__name__)
+    return parallel.compile()
+
+
+both = branches(left, right)
+one_breaks_off = branches(breaks_off, right)

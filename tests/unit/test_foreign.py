@@ -244,3 +244,10 @@ async def test_a_checkpointer_that_cannot_forget_a_run_ends_none_and_is_named(
     assert (await told_by("tests.kit.foreign_graphs:calls_kept", "a"))[-1].answer == "done"
     [record] = [record for record in caplog.records if "has not deleted the thread" in record.message]
     assert record.__dict__["thread_id"] == "r-1"
+
+
+@pytest.mark.parametrize(("graph", "left"), [("both", "left answer"), ("one_breaks_off", "l")])
+async def test_what_two_branches_say_at_once_is_told_one_after_the_other(graph: str, left: str) -> None:
+    told = await told_by(f"tests.kit.foreign_graphs:{graph}", "q")
+    text = "".join(event.text for event in told if isinstance(event, Token))
+    assert sorted(text.split("\n\n")) == [left, "right one"]

@@ -143,6 +143,15 @@ class _Walk:
         self._speakers: set[str] = set()
         """The ids of messages that were streamed."""
         self._speaker = ""
+        self._begun: set[str] = set()
+        """The ids of messages of which the first piece has been told: it is parted from what was before."""
+        self._floor: str | None = None
+        """The task of the graph whose message is being told. What others say meanwhile is held back until it is over,
+        or nobody could read it."""
+        self._held: dict[str, list[tuple[str, str]]] = {}
+        """By task: pieces of text, with their messages' ids."""
+        self._over: set[str] = set()
+        """Those of them whose message is whole."""
 
     async def events(self, steps: int) -> Events:
         """All of them. Raises ModelError for what is no fault of the graph's code."""
@@ -162,6 +171,8 @@ class _Walk:
             async for part in stream:
                 for event in self._events(*part):
                     yield event
+            for event in self._rest():
+                yield event
             usage = self._usage.told() if self._usage != Usage() else {}
             for end in ending(self._answer(), usage, told=bool(self._speaker)):
                 yield end
@@ -193,17 +204,19 @@ class _Walk:
 
     def _events(self, space: tuple[str, ...], mode: str, chunk: Any) -> Iterator[Event | Checkpoint]:
         if mode == "messages":
-            yield from self._spoken(chunk[0])
+            yield from self._spoken(chunk[0], chunk[1].get("langgraph_checkpoint_ns", ""))
         elif mode == "updates":
             yield from self._updated(space, chunk)
         elif mode == "custom":
             own = isinstance(chunk, AGENT) and not isinstance(chunk, (Final, Error))
             yield chunk if own else Data(name="custom", value=shown(chunk))
-        elif not space:
-            self._values = chunk
-            yield from self._checkpoint()
+        else:
+            yield from self._rest(space)
+            if not space:
+                self._values = chunk
+                yield from self._checkpoint()
 
-    def _spoken(self, message: BaseMessage) -> Iterator[Event]:
+    def _spoken(self, message: BaseMessage, task: str) -> Iterator[Event]:
         if not isinstance(message, AIMessage):
             return
         whole, id = not isinstance(message, AIMessageChunk), message.id or ""
@@ -215,10 +228,41 @@ class _Walk:
             if block["type"] == "reasoning" and block.get("reasoning"):
                 yield Reasoning(text=block["reasoning"])
             elif block["type"] == "text" and block["text"]:
-                between = BETWEEN_ANSWERS if self._speaker and self._speaker != id else ""
-                self._speaker = id or "nobody"
                 self._speakers.add(id)
-                yield Token(text=between + block["text"])
+                self._over.discard(task)
+                if self._floor in (None, task):
+                    self._floor = task
+                    yield self._token(id, block["text"])
+                else:
+                    self._held.setdefault(task, []).append((id, block["text"]))
+        if whole or getattr(message, "chunk_position", None) == "last":  # not in every version; _rest does then
+            yield from self._has_ended(task)
+
+    def _has_ended(self, task: str) -> Iterator[Token]:
+        """The task's message is whole: the next one has the floor."""
+        if task != self._floor:
+            self._over.add(task)
+            return
+        self._floor = None
+        while self._held and self._floor is None:
+            task = next(iter(self._held))
+            for id, text in self._held.pop(task):
+                yield self._token(id, text)
+            if task not in self._over:
+                self._floor = task
+
+    def _rest(self, space: tuple[str, ...] = ()) -> Iterator[Token]:
+        """After a step of this graph: no task of it is under way, whether it has told its message's end or not."""
+        begins = "".join(f"{part}|" for part in space)
+        self._over.update(task for task in self._held if task.startswith(begins))
+        if self._floor is not None and self._floor.startswith(begins):
+            yield from self._has_ended(self._floor)
+
+    def _token(self, id: str, text: str) -> Token:
+        parted = self._speaker and self._speaker != id and id not in self._begun
+        self._speaker = id or "nobody"
+        self._begun.add(id)
+        return Token(text=BETWEEN_ANSWERS + text if parted else text)
 
     def _updated(self, space: tuple[str, ...], update: dict[str, Any]) -> Iterator[Event]:
         if "__interrupt__" in update:
