@@ -50,7 +50,7 @@ class Follower:
                 reader.write_bytes(view.dialect.lost(reader.state))
                 return End.FINISHED
             if view.dialect.ended(reader.folded.state):
-                if reader.after is None or not view.dialect.exact:
+                if reader.after is None or not (view.dialect.exact and reader.can_be_lost):
                     return End.FINISHED
                 reader.lost = True
                 continue

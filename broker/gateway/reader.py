@@ -188,7 +188,8 @@ class Reader(Sleeper):
     @property
     def can_be_lost(self) -> bool:
         """Whether what the client has may turn out not to be in the log."""
-        return self.view.dialect.seekable or self.view.dialect.exact or self.shown is not None
+        dialect = self.view.dialect
+        return dialect.seekable or (dialect.exact and not dialect.may_be_ahead) or self.shown is not None
 
     def ahead_of(self, end: EventId) -> bool:
         """Whether the client has more than a log that ends there."""

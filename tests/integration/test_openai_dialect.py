@@ -55,7 +55,7 @@ def test_either_form_of_an_id_names_the_response(alice: Client) -> None:
 
 
 def test_last_event_id_goes_on_behind_the_event(alice: Client) -> None:
-    """For clients that know nothing of sequence numbers. An id that the log has not is the beginning."""
+    """For clients that know nothing of sequence numbers. Who has an event that the log has not is told so."""
     response = ask(alice, "tokens", parameters={"count": 5})["id"]
     whole = stream(alice, response)
     events = sse.parse(whole)
@@ -63,7 +63,9 @@ def test_last_event_id_goes_on_behind_the_event(alice: Client) -> None:
         rest = alice.get(f"{ROUTE}/{response}?stream=true&starting_after=0", headers={"Last-Event-ID": last}).content
         seen = next(n for n, event in enumerate(events) if event.id == last)
         assert [event.data for event in sse.parse(rest)] == [event.data for event in events[seen + 1 :]]
-    assert stream(alice, response, last_event_id="999-1") == whole
+    assert stream(alice, response, last_event_id="0-0") == whole
+    [lost] = sse.parse(stream(alice, response, last_event_id="999-1"))
+    assert (lost.type, json.loads(lost.data)["error"]["code"]) == ("error", "cursor_lost")
     refused = alice.get(f"{ROUTE}/{response}?stream=true", headers={"Last-Event-ID": "nonsense"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_cursor")
 
@@ -146,6 +148,16 @@ async def test_what_is_erased_while_its_answer_is_held_is_not_asked_again(alice:
     reply = await held
     problem = reply.json().get("error", reply.json())
     assert (reply.status_code, problem["code"]) == (404, "run_not_found"), reply.text
+
+
+async def test_a_number_that_is_not_there_yet_is_no_loss(alice: Client) -> None:
+    """Nor when the run ends below it: then the stream is as empty as that of a run that has ended before."""
+    response = ask(alice, background=True, parameters={"pause": 20})["id"]
+    early = asyncio.create_task(asyncio.to_thread(stream, alice, response, starting_after=50))
+    await asyncio.sleep(0.5)
+    assert alice.post(f"{ROUTE}/{response}/cancel").status_code == 200
+    late = stream(alice, response, starting_after=50)
+    assert sse.parse(await early) == sse.parse(late) == []
 
 
 def test_a_session_may_be_named_but_not_two(alice: Client) -> None:

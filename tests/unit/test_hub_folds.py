@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple
@@ -41,8 +42,9 @@ class Counting:
     seekable = False
     start = Count()
 
-    def __init__(self, *, exact: bool = False) -> None:
+    def __init__(self, *, exact: bool = False, may_be_ahead: bool = False) -> None:
         self.exact = exact
+        self.may_be_ahead = may_be_ahead
 
     def step(self, state: Count, entry: Entry) -> tuple[Count, Sequence[Frame]]:
         data = json.loads(entry.data)
@@ -200,6 +202,27 @@ async def test_a_cursor_beyond_the_end_of_a_run_is_lost_only_where_it_must_be_ex
     inexact = await gateway.open(lease.request_id, other, after=99)
     assert await exact.end() is await inexact.end() is End.FINISHED
     assert (frames(exact), frames(inexact)) == (b"data: lost at 0\n\n", b"")
+
+
+async def test_who_names_a_position_before_there_is_one_gets_what_comes_above_it(
+    redis: Redis, scripts: Scripts, gateway: Gateway
+) -> None:
+    """However long that takes; an end below it is an end."""
+    gateway.hub._follower._repair_seconds = 0.1
+    lease = await running(scripts)
+    await append(scripts, lease, 2, *words("a", "b"))
+    streams = {
+        after: await gateway.open(lease.request_id, Counting(exact=True, may_be_ahead=True), after=after)
+        for after in (6, 99)
+    }
+    await until(lambda: all(stream.reader.waiting for stream in streams.values()))
+    await asyncio.sleep(0.5)
+    await append(scripts, lease, 4, *words("c", "d", "e"), FINAL)
+    for after, stream in streams.items():
+        assert await stream.end() is End.FINISHED
+        assert frames(stream) == await expected(redis, lease.request_id, after)
+    assert frames(streams[6]).count(b"\n\n") == 5
+    assert frames(streams[99]) == b""
 
 
 async def test_what_a_failover_took_is_waited_for_and_goes_on_after_its_repair(

@@ -43,6 +43,11 @@ class Dialect(Protocol):
         """Whether a cursor that no frame has as its position is lost: what its client has shown is not in the log."""
 
     @property
+    def may_be_ahead(self) -> bool:
+        """Whether a cursor above all frames is none of these: its client may name frames that it has not seen, and gets
+        what comes above it."""
+
+    @property
     def start(self) -> Any:
         """The state before the first entry."""
 

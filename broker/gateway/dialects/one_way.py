@@ -25,6 +25,7 @@ class OneWay(ABC):
     asides: ClassVar[Asides]
     seekable = False
     exact = True
+    may_be_ahead = False
     start: Any = Told()
 
     def __init__(self, rewinds: tuple[Rewind, ...] = ()) -> None:

@@ -30,6 +30,7 @@ class Agent(SseConnection):
     key = "agent"
     seekable = False
     exact = True
+    may_be_ahead = False
     start = Counted()
 
     def __init__(self, session_id: str) -> None:

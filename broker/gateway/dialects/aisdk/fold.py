@@ -26,6 +26,7 @@ class AiSdk(SseConnection):
 
     seekable = False
     exact = False
+    may_be_ahead = True
     start = State()
 
     def __init__(self, request_id: str, *, reset_step: bool) -> None:

@@ -21,6 +21,7 @@ class Native(SseConnection):
 
     seekable = True
     exact = False
+    may_be_ahead = False
     start = None
 
     def __init__(self, request_id: str, *, long_ids: bool) -> None:

@@ -52,6 +52,7 @@ class Responses(SseConnection):
     key = ("openai",)
     seekable = False
     exact = True
+    may_be_ahead = True
     start = State()
 
     def __init__(self, profile: Profile) -> None:

@@ -21,11 +21,15 @@ from broker.gateway.dialects.openai.fold import Responses
 from broker.gateway.dialects.openai.response import Profile, request_id_of, response_id
 from broker.gateway.front import Front
 from broker.gateway.routes import EVENT_STREAM, Asgi, Route
-from broker.ids import EventId
+from broker.ids import START, EventId
 from broker.runs.record import Head, Question, Submission
 
 _MOST_BYTES = 1024 * 1024
 """Of a body: some clients send the whole conversation each time. What a run is told of it may have twice as many."""
+
+
+_NOWHERE = -1
+"""A sequence number that is before all, and that no frame has: its client is told that it is lost."""
 
 
 def routes(front: Front, prefix: str) -> list[Route]:
@@ -180,20 +184,19 @@ class OpenAIApi:
 
     async def _stream(self, request_id: str, head: Head, principal: Principal, after: int | None) -> Asgi:
         dialect = await self._dialect(request_id)
-        if after is not None and head.finished:  # past the end is no other place than the end
-            end = await self._front.end(request_id, dialect)
-            after = after if end is None else min(after, end)
         return await self._front.stream(request_id, head, principal, dialect, after=after)
 
     async def _seen(self, request_id: str, event_id: EventId) -> int | None:
-        """The last sequence number of a client that has seen the event; None where the log has it not, as then nobody
-        knows what the client has seen."""
+        """The last sequence number of a client that has seen the event: None for nothing, _NOWHERE where the log has it
+        not, as then nobody knows what the client has seen."""
         dialect, record = await self._dialect(request_id), await self._runs.record(request_id)
         if event_id == record.end:
             folded = await self._front.folded(record, dialect)
         else:
             entries = await self._runs.log(record)
             last = next((number for number, entry in enumerate(entries, 1) if entry.id == event_id), 0)
+            if not last and event_id != START:
+                return _NOWHERE
             folded = await fold_log(dialect, entries[:last])
         seen: int | None = folded.seen
         return seen
