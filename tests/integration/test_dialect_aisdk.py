@@ -531,7 +531,10 @@ QUESTION = {"role": "user", "parts": [{"type": "text", "text": "x"}]}
         ),
         ({"messages": [QUESTION], "trigger": "resume"}, 422, "trigger: "),
         ({"messages": [QUESTION], "id": ""}, 422, "id: "),
-        ({"messages": [QUESTION], "id": "a/b"}, 422, "id: A chat's id has no slash"),
+        *(
+            ({"messages": [QUESTION], "id": chat_id}, 422, "id: A chat's id stands as it is in the path of its stream")
+            for chat_id in (".", "..", "a/b", "a\\b", "a?b", "a#b", "a%2Fb", "a%41", "a\n", "a\ud800")
+        ),
         ({"messages": [QUESTION], "agent": "nobody"}, 422, "agent: Unknown agent; this service has: "),
         ({"messages": [QUESTION], "parameters": []}, 422, "parameters: "),
         ({"messages": [QUESTION], "cancel_if_unwatched": 0}, 422, "cancel_if_unwatched: At least "),
@@ -566,6 +569,30 @@ def test_other_errors_are_told_in_words_too(pair: Pair) -> None:
         assert (reply.status, reply.header("content-type")) == (status, "text/plain; charset=utf-8")
         assert reply.body.decode().startswith(told)
         assert (reply.header("www-authenticate") is not None) == (status == 401)
+
+
+@pytest.mark.parametrize("chat_id", ["...", "50%", "%zz", "a b", ".a", "ü:;,@&=+$"])
+async def test_a_chat_of_any_other_id_is_found_where_the_id_stands_in_the_path_as_it_is(
+    pair: Pair, subject: str, chat_id: str
+) -> None:
+    chat = Chat(pair.one, subject, chat_id)
+    stream = await chat.send("x")
+    with Client(pair.one, subject) as client:
+        assert client.post(f"/ai/chat/{chat_id}/stop").status_code == 204
+    assert (await whole(stream)).aborted
+
+
+def test_what_is_no_route_below_the_path_is_told_in_words_too(pair: Pair) -> None:
+    for method, path, status, told in (
+        ("GET", "/ai/chat/a/b/stream", 404, "There is nothing at this path."),
+        ("POST", "/ai/chat/", 404, "There is nothing at this path."),
+        ("GET", "/ai/chat", 405, "This path does not take this method"),
+        ("DELETE", "/ai/chat/x/stop", 405, "This path does not take this method"),
+    ):
+        reply = raw.ask(pair.one, method, path, *AUTH.items())
+        assert (reply.status, reply.header("content-type")) == (status, "text/plain; charset=utf-8")
+        assert reply.body.decode().startswith(told)
+        assert (reply.header("allow") == "POST") == (status == 405)
 
 
 def test_parts_of_earlier_messages_and_unknown_fields_are_not_looked_at(service: Service, subject: str) -> None:

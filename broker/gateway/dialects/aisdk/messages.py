@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from pydantic import Field
@@ -13,6 +14,9 @@ from broker.gateway.api import Object, RunOptions, SessionId, SubmitBody
 MAX_BODY = 1024 * 1024
 """A chat sends all of its messages each time."""
 _SHOWN = 60
+_NO_PATH = re.compile(r"[/\\?#\t\n\r\ud800-\udfff]|%[0-9A-Fa-f]{2}|\A\.\.?\Z")
+"""Ids that lead elsewhere: DefaultChatTransport does not encode them, so that the URL standard rules what they mean.
+No page could resume or stop what it has asked."""
 
 
 class UIMessagesBody(RunOptions):
@@ -39,8 +43,12 @@ class Question(NamedTuple):
 def parse(body: Any) -> Question:
     """Raises Invalid and TooLarge, which name what cannot be taken."""
     chat = requests.validated(UIMessagesBody, body, needed="messages")
-    if chat.id is not None and "/" in chat.id:
-        requests.refuse("id", "A chat's id has no slash: it stands in the path of its stream.")
+    if chat.id is not None and _NO_PATH.search(chat.id):
+        requests.refuse(
+            "id",
+            "A chat's id stands as it is in the path of its stream: it is not . or .., and has no slash or backslash, "
+            "? or #, no % before two hexadecimal digits, no tab, line break or lone surrogate.",
+        )
     answers = [message.get("id") for message in chat.messages if message.get("role") == "assistant"]
     options = {name: getattr(chat, name) for name in RunOptions.model_fields}
     return Question(
