@@ -29,7 +29,8 @@ from broker.events import AGENT, Data, Error, Event, Final, Reasoning, Token, To
 from broker.settings import Settings
 from worker.agent import Agent, Checkpoint, Run
 from worker.agents.conversation import opening, sendable
-from worker.agents.foreign.telling import BETWEEN_ANSWERS, Events, answer_of, ending, joined, shown
+from worker.agents.foreign.floor import Floor
+from worker.agents.foreign.telling import Events, answer_of, ending, joined, shown
 from worker.agents.states import Saver, restored
 from worker.models.model import ModelError, Usage
 from worker.models.parameters import BadParameter, refuse_unknown, whole
@@ -142,16 +143,7 @@ class _Walk:
         """Those of which the calls or the result have been told."""
         self._speakers: set[str] = set()
         """The ids of messages that were streamed."""
-        self._speaker = ""
-        self._begun: set[str] = set()
-        """The ids of messages of which the first piece has been told: it is parted from what was before."""
-        self._floor: str | None = None
-        """The task of the graph whose message is being told. What others say meanwhile is held back until it is over,
-        or nobody could read it."""
-        self._held: dict[str, list[tuple[str, str]]] = {}
-        """By task: pieces of text, with their messages' ids."""
-        self._over: set[str] = set()
-        """Those of them whose message is whole."""
+        self._floor = Floor()
 
     async def events(self, steps: int) -> Events:
         """All of them. Raises ModelError for what is no fault of the graph's code."""
@@ -171,10 +163,10 @@ class _Walk:
             async for part in stream:
                 for event in self._events(*part):
                     yield event
-            for event in self._rest():
-                yield event
+            for text in self._floor.end_all():
+                yield Token(text=text)
             usage = self._usage.told() if self._usage != Usage() else {}
-            for end in ending(self._answer(), usage, told=bool(self._speaker)):
+            for end in ending(self._answer(), usage, told=self._floor.used):
                 yield end
         except GraphRecursionError as error:
             raise ModelError("too_many_rounds", f"The graph has not come to its end after {steps} steps.") from error
@@ -211,7 +203,8 @@ class _Walk:
             own = isinstance(chunk, AGENT) and not isinstance(chunk, (Final, Error))
             yield chunk if own else Data(name="custom", value=shown(chunk))
         else:
-            yield from self._rest(space)
+            for text in self._floor.end_all(space):
+                yield Token(text=text)
             if not space:
                 self._values = chunk
                 yield from self._checkpoint()
@@ -229,40 +222,11 @@ class _Walk:
                 yield Reasoning(text=block["reasoning"])
             elif block["type"] == "text" and block["text"]:
                 self._speakers.add(id)
-                self._over.discard(task)
-                if self._floor in (None, task):
-                    self._floor = task
-                    yield self._token(id, block["text"])
-                else:
-                    self._held.setdefault(task, []).append((id, block["text"]))
-        if whole or getattr(message, "chunk_position", None) == "last":  # not in every version; _rest does then
-            yield from self._has_ended(task)
-
-    def _has_ended(self, task: str) -> Iterator[Token]:
-        """The task's message is whole: the next one has the floor."""
-        if task != self._floor:
-            self._over.add(task)
-            return
-        self._floor = None
-        while self._held and self._floor is None:
-            task = next(iter(self._held))
-            for id, text in self._held.pop(task):
-                yield self._token(id, text)
-            if task not in self._over:
-                self._floor = task
-
-    def _rest(self, space: tuple[str, ...] = ()) -> Iterator[Token]:
-        """After a step of this graph: no task of it is under way, whether it has told its message's end or not."""
-        begins = "".join(f"{part}|" for part in space)
-        self._over.update(task for task in self._held if task.startswith(begins))
-        if self._floor is not None and self._floor.startswith(begins):
-            yield from self._has_ended(self._floor)
-
-    def _token(self, id: str, text: str) -> Token:
-        parted = self._speaker and self._speaker != id and id not in self._begun
-        self._speaker = id or "nobody"
-        self._begun.add(id)
-        return Token(text=BETWEEN_ANSWERS + text if parted else text)
+                for text in self._floor.say(task, id, block["text"]):
+                    yield Token(text=text)
+        if whole or getattr(message, "chunk_position", None) == "last":  # not in every version; a step's end does then
+            for text in self._floor.end(task):
+                yield Token(text=text)
 
     def _updated(self, space: tuple[str, ...], update: dict[str, Any]) -> Iterator[Event]:
         if "__interrupt__" in update:
@@ -321,7 +285,7 @@ class _Walk:
             if not text and isinstance(messages[-1], AIMessage):  # or it was refused, which is not always told
                 raise ModelError("model_empty", "The answer is empty.")
             return text
-        return None if self._speaker else answer_of(values)
+        return None if self._floor.used else answer_of(values)
 
 
 def _is_answered(messages: list[BaseMessage]) -> bool:
