@@ -150,8 +150,9 @@ class Follower:
             self._lost(reader)
             return
         give_up = loop.time() + self._repair_seconds if reader.can_be_lost else math.inf
-        reader.waiting = True
-        reader.write_bytes(view.dialect.heartbeat("waiting for repair"))
+        reader.waiting = reader.can_be_lost
+        if reader.waiting:
+            reader.write_bytes(view.dialect.heartbeat("waiting for repair"))
         try:
             while reader.ahead_of(channel.end) and reader.ending is None and not channel.gone:
                 left = give_up - loop.time()

@@ -14,7 +14,7 @@ from broker import sse
 from broker.events import Entry
 from broker.gateway.dialects.dialect import Frame
 from broker.gateway.reader import End
-from broker.ids import EventId
+from broker.ids import START, EventId
 from broker.runs import keys, log
 from broker.runs.scripts import Lease, Scripts
 from tests.kit import folds
@@ -179,7 +179,7 @@ async def test_a_cursor_that_the_positions_jump_over_is_lost(
         [await gateway.open(lease.request_id, dialect, after=7) for dialect in (exact, other)] if read_live else []
     )
     if read_live:
-        await until(lambda: all(stream.reader.waiting for stream in streams))
+        await until(lambda: all(stream.reader.position > START for stream in streams))
     await lose_worker(redis, scripts, lease.request_id)
     again = await claim(scripts, lease.request_id, 2)
     await append(scripts, again, 2, *words("c"), FINAL)
@@ -215,12 +215,13 @@ async def test_who_names_a_position_before_there_is_one_gets_what_comes_above_it
         after: await gateway.open(lease.request_id, Counting(exact=True, may_be_ahead=True), after=after)
         for after in (6, 99)
     }
-    await until(lambda: all(stream.reader.waiting for stream in streams.values()))
+    await until(lambda: all(stream.reader.position > START for stream in streams.values()))
     await asyncio.sleep(0.5)
     await append(scripts, lease, 4, *words("c", "d", "e"), FINAL)
     for after, stream in streams.items():
         assert await stream.end() is End.FINISHED
         assert frames(stream) == await expected(redis, lease.request_id, after)
+        assert "waiting for repair" not in stream.connection.comments()
     assert frames(streams[6]).count(b"\n\n") == 5
     assert frames(streams[99]) == b""
 
