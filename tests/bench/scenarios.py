@@ -333,7 +333,7 @@ FULL = Suite(
     scenarios=(
         Tail(name="fanout", runs=1, clients=1_000, rate=200, seconds=10),
         Tail(name="fanout-fast", runs=1, clients=500, rate=1_000, seconds=10),
-        Protocols(name="protocols", clients=1_000, rate=200, seconds=10),
+        Protocols(name="protocols", clients=1_000, rate=50, seconds=10),
         Tail(name="runs", runs=500, clients=500, rate=20, seconds=10),
         Climb(name="runs-max", steps=(500, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000), rate=20, seconds=5, limit_ms=250),
         Herd(name="herd", clients=500, events=2_000),
