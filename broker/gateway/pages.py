@@ -62,7 +62,7 @@ class Pages:
         check_contiguous(position, entries)
         size = sum(len(entry.data) for entry in entries) // len(entries)
         channel.page = max(1, min(log.PAGE, PAGE_SLICES * SLICE_BYTES // max(size, 1)))
-        return encode(view.dialect, folded, entries)[:PAGE_SLICES]
+        return encode(view.dialect, folded, entries)
 
     def _ended(self, key: _Key, channel: Channel, read: asyncio.Task[list[Slice]]) -> None:
         """A read of a run that was forgotten meanwhile is not kept: it may have seen the log as it was before.
@@ -110,7 +110,7 @@ def check_contiguous(position: EventId, entries: list[Entry]) -> None:
 
 
 def encode(dialect: Dialect, folded: Folded, entries: list[Entry]) -> list[Slice]:
-    """Frames in slices of about SLICE_BYTES, never a part of what shows an event."""
+    """The first PAGE_SLICES slices of frames, each of about SLICE_BYTES, never a part of what shows an event."""
     slices: list[Slice] = []
     shown: list[Sequence[Frame]] = []
     size = 0
@@ -122,6 +122,8 @@ def encode(dialect: Dialect, folded: Folded, entries: list[Entry]) -> list[Slice
             data = b"".join(frame.data for of_entry in shown for frame in of_entry)
             marks = None if dialect.seekable else Marks.of(shown)
             slices.append(Slice(entry.id, data, chunk(data), folded, marks))
+            if len(slices) == PAGE_SLICES:  # what a dialect shows may be several times what the log has
+                break
             shown, size = [], 0
     return slices
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from broker.events import Entry
 from broker.gateway import pages as module
 from broker.gateway.channel import Channel, State
-from broker.gateway.dialects.dialect import Folded
+from broker.gateway.dialects.dialect import Folded, Frame
 from broker.gateway.dialects.native.fold import Native
 from broker.gateway.pages import PAGE_SLICES, Damaged, Pages, check_contiguous, encode
 from broker.gateway.reader import Slice, chunk
@@ -283,3 +283,18 @@ def test_a_slice_ends_between_events() -> None:
     assert [part.last for part in slices] == [EventId(1, 2), EventId(1, 4), EventId(1, 6), EventId(1, 7)]
     assert entries_in(slices) == entries
     assert encode(Native("0" * 32, long_ids=False), ANYWHERE, []) == []
+
+
+def test_what_a_page_does_not_keep_is_not_folded() -> None:
+    """A dialect may show several times what the log has."""
+    entries = [Entry(EventId(1, seq), "token", '{"text":"' + "z" * 40_000 + '"}') for seq in range(1, 20)]
+    steps = 0
+
+    class Counted(Native):
+        def step(self, state: None, entry: Entry) -> tuple[None, tuple[Frame]]:
+            nonlocal steps
+            steps += 1
+            return super().step(state, entry)
+
+    slices = encode(Counted("0" * 32, long_ids=False), ANYWHERE, entries)
+    assert (len(slices), slices[-1].last, steps) == (PAGE_SLICES, EventId(1, 2 * PAGE_SLICES), 2 * PAGE_SLICES)
