@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.responses import Response
@@ -39,7 +40,7 @@ def event_stream(body: bytes, headers: Mapping[str, str]) -> Response:
     return Response(body, 200, {**{name.decode(): value.decode() for name, value in HEADERS}, **headers})
 
 
-class StreamResponse:
+class StreamResponse(ABC):
     """An ASGI application that streams."""
 
     __slots__ = ("_headers", "_send_timeout", "dialect", "hub")
@@ -77,9 +78,9 @@ class StreamResponse:
             except TimeoutError:
                 sink.abort()
 
+    @abstractmethod
     async def follow(self, sink: StreamSink) -> End:
         """Writes all that there is to write."""
-        raise NotImplementedError
 
 
 class RunResponse(StreamResponse):
