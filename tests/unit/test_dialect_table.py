@@ -48,7 +48,6 @@ async def test_what_cannot_be_served_is_refused_at_the_start(dialects: tuple[str
         served(*dialects)
 
 
-@pytest.mark.skipif("openai" not in DIALECTS, reason="needs two dialects")
 async def test_two_dialects_at_one_place_are_refused() -> None:
     with pytest.raises(Misconfigured, match="is there twice"):
         served("chat=/same", "session_chat=/same")
