@@ -93,18 +93,7 @@ def test_what_goes_wrong_has_a_stable_code(stage: Stage, query: str, parameters:
 
 def test_a_cancel_ends_the_model_and_the_tool_at_once(stage: Stage, tmp_path: Path) -> None:
     """P25."""
-    mark = tmp_path / "mark"
-    waiting = stage.submit("graph", f'w [[tool=waits {{"mark": "{mark}"}}]]')
-    wait_for(mark.exists)
-    speaking = stage.submit("graph", "cancelled [[tokens=10000]] [[pace=50]]")
-    stage.until(speaking, "token")
-    for request_id in (waiting, speaking):
-        stage.client.post(f"/api/v1/runs/{request_id}/cancel").raise_for_status()
-    wait_for(lambda: mark.read_text() == "called closed ")
-    stage.stub.until_ended("disconnected", "cancelled [[")
-    for request_id in (waiting, speaking):
-        stage.ended(request_id, "cancelled")
-    assert not stage.worker.logged("a cancelled agent does not end; it is left behind and can write nothing")
+    stage.cancelled_at_once("graph", tmp_path / "mark")
 
 
 def test_a_run_goes_on_behind_its_tools_where_messages_are_all_of_its_state(stage: Stage, tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ class Stage:
     def until(self, request_id: str, kind: str) -> None:
         wait_for(lambda: any(entry.type == kind for entry in self.client.log(request_id)))
 
+    def cancelled_at_once(self, agent: str, mark: Path) -> None:
+        """Two runs of `agent` are cancelled, one in its tool `waits`, the other in its model: both are closed there."""
+        waiting = self.submit(agent, f'w [[tool=waits {{"mark": "{mark}"}}]]')
+        wait_for(mark.exists)
+        speaking = self.submit(agent, "cancelled [[tokens=10000]] [[pace=50]]")
+        self.until(speaking, "token")
+        for request_id in (waiting, speaking):
+            self.client.post(f"/api/v1/runs/{request_id}/cancel").raise_for_status()
+        wait_for(lambda: mark.read_text() == "called closed ")
+        self.stub.until_ended("disconnected", "cancelled [[")
+        for request_id in (waiting, speaking):
+            self.ended(request_id, "cancelled")
+        assert not self.worker.logged("a cancelled agent does not end; it is left behind and can write nothing")
+
     def another_worker(self) -> None:
         """Instead of the one there is, which is killed."""
         self.worker.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from agents import (
@@ -17,6 +16,7 @@ from agents import (
 )
 from pydantic import BaseModel
 
+from tests.kit.marked import waits_at
 from worker import Run
 
 
@@ -41,16 +41,7 @@ def session(context: RunContextWrapper[Run]) -> str:
 @function_tool
 async def waits(mark: str) -> str:
     """Notes each call, and whether it was closed; waits until `mark` + ".go" is there."""
-    with Path(mark).open("a") as file:
-        file.write("called ")
-    try:
-        while not Path(f"{mark}.go").exists():
-            await asyncio.sleep(0.02)
-    except asyncio.CancelledError:
-        with Path(mark).open("a") as file:
-            file.write("closed ")
-        raise
-    return "waited"
+    return await waits_at(mark)
 
 
 @function_tool(needs_approval=True)

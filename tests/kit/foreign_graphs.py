@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any, TypedDict
 
 from langchain_core.language_models import FakeListChatModel
@@ -17,6 +15,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import interrupt
 
+from tests.kit.marked import waits_at
 from worker import Progress
 
 
@@ -38,16 +37,7 @@ def session(config: RunnableConfig) -> str:
 @tool
 async def waits(mark: str) -> str:
     """Notes each call, and whether it was closed; waits until `mark` + ".go" is there."""
-    with Path(mark).open("a") as file:
-        file.write("called ")
-    try:
-        while not Path(f"{mark}.go").exists():
-            await asyncio.sleep(0.02)
-    except asyncio.CancelledError:
-        with Path(mark).open("a") as file:
-            file.write("closed ")
-        raise
-    return "waited"
+    return await waits_at(mark)
 
 
 @tool
