@@ -11,7 +11,6 @@ from typing import Any
 from starlette.requests import Request
 
 from broker.errors import Draining, RunNotFound, Unavailable
-from broker.events import Entry
 from broker.gateway import api, requests
 from broker.gateway.auth import Principal
 from broker.gateway.dialects.dialect import Dialect, Folded
@@ -144,11 +143,6 @@ class Front:
     async def folded(self, record: Record, dialect: Dialect) -> Folded:
         """The run's whole log, as of its record."""
         return await self._folds.of(record, dialect)
-
-    async def log(self, request_id: str) -> tuple[Record, list[Entry]]:
-        """The run and its log, both as of one moment. Raises RunNotFound."""
-        record = await self.runs.record(request_id)
-        return record, await self.runs.log(record)
 
 
 def sees(principal: Principal, head: Head) -> bool:

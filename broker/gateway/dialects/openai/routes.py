@@ -161,7 +161,7 @@ class OpenAIApi:
     async def _left_open(self, request_id: str) -> tuple[str, list[conversation.Message]]:
         """The query that is not answered yet, and all that was said after it."""
         question = await self._runs.question(request_id)
-        _, entries = await self._front.log(request_id)
+        entries = await self._runs.log(await self._runs.record(request_id))
         dialect = Responses(_profile(request_id, question))
         earlier = question.parameters.get("after")
         said = conversation.of_run(entries, dialect.call_id)
